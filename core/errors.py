@@ -19,7 +19,7 @@ class UserError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.cause}. {self.remedy}." if self.remedy else f"{self.cause}."
+        return " ".join(part if part.endswith(("?", ".", "!")) else f"{part}." for part in self.args if part)
 
 
 class ImageError(UserError):
