@@ -1,14 +1,13 @@
 """Frozen, validated settings, and the presets that fill them.
 
 Every default of the project lives here, once. A preset is a TOML file in `configs/presets/` (or anywhere, given by its
-path) that names what it changes; `extends = "other"` starts from another preset instead of from the defaults. Tables are
-merged key by key, lists replaced whole.
+path) that names what it changes; `extends = "other"` starts from another preset instead of from the defaults. Tables
+are merged key by key, lists replaced whole.
 """
 
 import difflib
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -85,8 +84,8 @@ class LossSettings(_Frozen):
     content_layers: Layers = "auto"
     style_layers: Layers = "auto"
     normalisation: Literal["target", "gatys"] = "target"
-    """`target`: each term is relative to its target, so weights hold for all networks and sizes. `gatys`: as in the 2015
-    paper, 1/2 Σ (F − P)² and 1/(4N²M²) Σ (G − A)², on the scale of pixel values 0 to 255."""
+    """`target`: each term is relative to its target, so weights hold for all networks and sizes. `gatys`: as in the
+    2015 paper, 1/2 Σ (F − P)² and 1/(4N²M²) Σ (G − A)², on the scale of pixel values 0 to 255."""
 
     def level_weight(self, level: int) -> float:
         """Weight of one level; `level` counts from 0, the coarsest."""
@@ -292,6 +291,7 @@ def _known_keys(location: list[str | int]) -> list[str]:
 
 def _model_inside(annotation: Any) -> type[BaseModel] | None:
     """The settings model that an annotation like `tuple[NoiseLevel, ...]` holds."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next((found for inner in typing.get_args(annotation) if (found := _model_inside(inner))), None)
+    arguments = typing.get_args(annotation)
+    if arguments:
+        return next((found for inner in arguments if (found := _model_inside(inner))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
