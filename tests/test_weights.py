@@ -208,6 +208,7 @@ UNFIT = {
     "a bias missing": (without("features.34.bias"), "features.34.bias is missing"),
     "a last kernel missing": (without("features.34.weight"), "features.34.weight is missing"),
     "not a number": (vgg() | {"features.5.weight": spoilt(float("nan"))}, "features.5.weight holds numbers"),
+    "minus infinity": (vgg() | {"features.5.weight": spoilt(float("-inf"))}, "features.5.weight holds numbers"),
     "infinite": (vgg() | {"features.5.weight": spoilt(float("inf"))}, "features.5.weight holds numbers"),
     "whole numbers": (vgg() | {"features.2.bias": torch.ones(4, dtype=torch.int64)}, "features.2.bias is not"),
     "five by five": (vgg() | {"features.5.weight": torch.ones(4, 4, 5, 5)}, "features.5.weight is [4, 4, 5, 5]"),
@@ -536,6 +537,17 @@ def test_a_download_that_broke_off_is_continued(cache: Path, mirror: Mirror) -> 
     assert mirror.ranges == [None, f"bytes={size // 2}-"]
     assert told[0][0] > size // 2
     assert told[-1] == (size, size)
+    assert_fetched(cache)
+
+
+def test_a_server_that_cannot_continue_sends_the_whole_once(cache: Path, mirror: Mirror) -> None:
+    mirror.answer = Answer.half
+    refusal(lambda: weights.fetch("vgg19"))
+    mirror.answer = Answer.without_ranges
+    told: list[tuple[int, int | None]] = []
+    weights.fetch("vgg19", progress=lambda done, total: told.append((done, total)))
+    assert len(mirror.ranges) == 2
+    assert told[-1] == (len(mirror.body), len(mirror.body))
     assert_fetched(cache)
 
 
