@@ -109,7 +109,7 @@ _SOURCES: Mapping[str, Source] = {
             "VGG-19, the original Oxford weights",
             "give its file with --weights, or put it into the cache directory as vgg19-oxford.safetensors or .pth",
         ),
-        Source("compact", "The compact network", "it comes with this program"),
+        Source("compact", "The compact network", "install this program again, of which it is a part"),
     )
 }
 
@@ -329,11 +329,8 @@ def _readable(path: Path) -> Iterator[None]:
 def _absent(network: str, file: Path | None) -> WeightsError:
     if file:
         return WeightsError(f"There is no file {file}", "Give --weights the path of a .safetensors or .pth file")
-    known = _SOURCES[network]
-    return WeightsError(
-        f"The weights of {network} are not on this machine",
-        f"To get them: {known.how}. The cache directory is {cache_dir()}",
-    )
+    where = "" if network == "compact" else f". The cache directory is {cache_dir()}"
+    return WeightsError(f"The network {network} is not on this machine", f"To get it: {_SOURCES[network].how}{where}")
 
 
 _one_reader = threading.Lock()
