@@ -103,6 +103,8 @@ class OptimizerSettings(_Frozen):
     """Iterations of the last stage, in which all levels are optimised together."""
     coarse_iterations: Annotated[int, Field(ge=1, le=100_000)] = 60
     """Iterations of each earlier stage (schedule `coarse-first`)."""
+    kept_detail: Share = 0.5
+    """How much of the starting picture's fine detail a finer stage adds to what the stage before it found."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """A stage ends early when ten iterations lowered its loss by less than this share; 0 never."""
     history: Annotated[int, Field(ge=1, le=100)] = 20

@@ -1,0 +1,204 @@
+"""From a picture to the named activations of a VGG network.
+
+One class serves every network of the VGG-19 topology: five blocks of 3×3 convolutions (Simonyan & Zisserman 2014,
+table 1, column E), cut after the deepest layer that the weights hold. Layers have the papers' names: `conv3_1` is the
+response of the first convolution of block 3, `relu3_1` the same after its rectifier.
+
+Geometry: a block works at `1 / 2**(block - 1)` of the picture's resolution, pooled with windows of 2×2 that drop an odd
+last row or column. Every convolution keeps the size: beyond the picture it sees what `padding` says.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.errors import WeightsError
+from core.weights import Weights, conv_indices
+
+Pooling = Literal["max", "average"]
+Padding = Literal["replicate", "reflect", "zeros"]
+
+CONVOLUTIONS_PER_BLOCK = (2, 2, 4, 4, 4)
+NAMES = tuple(f"{block}_{k}" for block, n in enumerate(CONVOLUTIONS_PER_BLOCK, 1) for k in range(1, n + 1))
+
+PAPER_STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+PAPER_CONTENT_LAYERS = ("relu4_2",)
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network wants its input: `(picture · scale − mean) / deviation`, channels R, G, B."""
+
+    scale: float
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+
+    @property
+    def feature_scale(self) -> float:
+        """How much larger features would be if the network took pixel values from 0 to 255, as the paper's does."""
+        return 255.0 / self.scale * sum(self.deviation) / 3
+
+
+OXFORD = Convention(255.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0))
+TORCHVISION = Convention(1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONVENTIONS: Mapping[str, Convention] = {"vgg19": TORCHVISION, "vgg19-oxford": OXFORD, "compact": OXFORD}
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A 3×3 convolution: weight [out, in, 3, 3], bias [out]; `name` is e.g. "3_1"."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return self.weight.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """An affine map from a compact network's features to its teacher's: weight [teacher, own], bias [teacher]."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Network:
+    """A VGG network, ready to run on one device in one precision.
+
+    Args:
+        weights: Loaded weights; as many of the sixteen convolutions as they hold, from conv1_1 on.
+        pooling: "max" as in VGG, or "average" as Gatys et al. (2015, section 2) advise.
+        padding: What a convolution sees beyond the border. VGG's own "zeros" leave a frame around the picture.
+        device: Where the network runs.
+        dtype: Precision of weights and activations.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        pooling: Pooling = "max",
+        padding: Padding = "replicate",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.name = weights.network
+        self.sha256 = weights.sha256
+        self.pooling: Pooling = pooling
+        self.padding: Padding = padding
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.convention = CONVENTIONS.get(weights.network, OXFORD)
+        self.convolutions = tuple(self._convolutions(weights))
+        self.metrics = dict(self._metrics(weights))
+
+    def _convolutions(self, weights: Weights) -> Iterator[Convolution]:
+        for name, index in zip(NAMES, conv_indices, strict=True):
+            if f"features.{index}.weight" not in weights.tensors:
+                break
+            weight = weights.tensors[f"features.{index}.weight"].to(self.device, self.dtype)
+            bias = weights.tensors[f"features.{index}.bias"].to(self.device, self.dtype)
+            yield Convolution(name, weight.contiguous(memory_format=torch.channels_last), bias)
+
+    def _metrics(self, weights: Weights) -> Iterator[tuple[str, Metric]]:
+        for key, weight in weights.tensors.items():
+            if key.startswith("metric.") and key.endswith(".weight"):
+                layer = key.removeprefix("metric.").removesuffix(".weight")
+                bias = weights.tensors[f"metric.{layer}.bias"]
+                yield layer, Metric(weight.to(self.device, torch.float32), bias.to(self.device, torch.float32))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that these weights offer, from the shallowest: conv1_1, relu1_1, conv1_2, …."""
+        return tuple(f"{kind}{c.name}" for c in self.convolutions for kind in ("conv", "relu"))
+
+    @property
+    def style_layers(self) -> tuple[str, ...]:
+        """The default style layers: the paper's, or those spread likewise over a network that is cut short."""
+        blocks = sorted({name_of_layer(layer)[0] for layer in self.layers})
+        firsts = tuple(f"relu{block}_1" for block in blocks)
+        deepest = self.layers[-1]
+        return firsts if len(blocks) >= 4 or deepest in firsts else (*firsts, deepest)
+
+    @property
+    def content_layers(self) -> tuple[str, ...]:
+        """The default content layers: the paper's, or the second of the deepest block (or its first)."""
+        if PAPER_CONTENT_LAYERS[0] in self.layers:
+            return PAPER_CONTENT_LAYERS
+        block = name_of_layer(self.layers[-1])[0]
+        second = f"relu{block}_2"
+        return (second,) if second in self.layers else (f"relu{block}_1",)
+
+    def check(self, layers: Collection[str]) -> None:
+        """Raises WeightsError where `layers` names one that these weights don't offer."""
+        for layer in layers:
+            if layer not in self.layers:
+                raise WeightsError(
+                    f"the network '{self.name}' has no layer '{layer}'",
+                    f"Its weights offer {self.layers[0]} to {self.layers[-1]}",
+                )
+
+    def blocks(self, deepest: Collection[str]) -> list[list[Convolution]]:
+        """The convolutions, block by block, that the layers `deepest` need."""
+        last = max(NAMES.index(name_of_layer(layer)) for layer in deepest)
+        blocks: list[list[Convolution]] = []
+        for convolution in self.convolutions[: last + 1]:
+            if convolution.name.endswith("_1"):
+                blocks.append([])
+            blocks[-1].append(convolution)
+        return blocks
+
+    def prepare(self, picture: Tensor) -> Tensor:
+        """The network's input [1, 3, H, W] for an sRGB picture [1, 3, H, W] in [0, 1]; differentiable."""
+        mean = picture.new_tensor(self.convention.mean)[:, None, None]
+        deviation = picture.new_tensor(self.convention.deviation)[:, None, None]
+        prepared = (picture * self.convention.scale - mean) / deviation
+        return prepared.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def convolve(self, features: Tensor, convolution: Convolution, *, top: bool = True, bottom: bool = True) -> Tensor:
+        """One convolution [1, in, H, W] → [1, out, H', W].
+
+        The left and right sides are padded; so are the top and bottom where they are the picture's own. Where they are
+        not (a band cut out of a picture), the output is a row shorter there.
+        """
+        rows = (int(top), int(bottom))
+        if self.padding == "zeros" and rows == (1, 1):
+            return F.conv2d(features, convolution.weight, convolution.bias, padding=1)
+        mode = "constant" if self.padding == "zeros" else self.padding
+        return F.conv2d(F.pad(features, (1, 1, *rows), mode=mode), convolution.weight, convolution.bias)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Halves the resolution: [1, C, H, W] → [1, C, ⌊H/2⌋, ⌊W/2⌋]."""
+        return F.max_pool2d(features, 2) if self.pooling == "max" else F.avg_pool2d(features, 2)
+
+    def activations(self, picture: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """The named activations [1, C, h, w] of a picture [1, 3, H, W]; differentiable, the whole picture at once."""
+        self.check(layers)
+        found: dict[str, Tensor] = {}
+        features = self.prepare(picture)
+        for number, block in enumerate(self.blocks(layers)):
+            features = self.pool(features) if number else features
+            for convolution in block:
+                response = self.convolve(features, convolution)
+                features = torch.relu(response)
+                pair = {f"conv{convolution.name}": response, f"relu{convolution.name}": features}
+                found.update({name: value for name, value in pair.items() if name in layers})
+        return found
+
+
+def name_of_layer(layer: str) -> str:
+    """The convolution that a layer belongs to: "relu3_1" → "3_1"."""
+    return layer[4:]
+
+
+def block_of(layer: str) -> int:
+    """The block that a layer lies in, from 0: "relu3_1" → 2."""
+    return int(layer[4]) - 1

@@ -1,0 +1,266 @@
+"""L-BFGS and Adam over one tensor, as generators with one signature.
+
+Both are given a function that evaluates loss and gradient at a point, and yield an `Iterate` for the start and then for
+every accepted step. They never evaluate a point twice. The next evaluation happens only when the next iterate is asked
+for, so closing the generator stops at once. `Iterate.state` holds everything that a later run needs to go on exactly.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Evaluate = Callable[[Tensor], tuple[float, Tensor]]
+"""From a point to the loss there and its gradient, a tensor of the point's shape."""
+
+StepLength = Callable[[Tensor, Tensor], float]
+"""From a point and a direction to the factor that makes that direction a first step of sensible size."""
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """An accepted point. `state` is a call, because gathering the state costs memory and most steps never need it."""
+
+    point: Tensor
+    loss: float
+    gradient: Tensor
+    iteration: int
+    evaluations: int
+    state: Callable[[], State] = field(repr=False)
+
+
+class Optimizer(Protocol):
+    """The signature that the optimisers of this module share."""
+
+    def __call__(
+        self,
+        evaluate: Evaluate,
+        start: Tensor,
+        step_length: StepLength,
+        *,
+        history: int,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> Generator[Iterate, None, None]:
+        """Yields the start, then every accepted step, without end; ends when no step lowers the loss any more."""
+
+
+_REFERENCE_LOSSES = 5
+_SHRINK = 0.25
+_TRIALS = 4
+
+
+def lbfgs(
+    evaluate: Evaluate,
+    start: Tensor,
+    step_length: StepLength,
+    *,
+    history: int,
+    state: Mapping[str, Tensor] | None = None,
+) -> Generator[Iterate, None, None]:
+    """Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5), one evaluation per step as a rule.
+
+    The first step has the length that `step_length` gives. Every later one is tried at full length and accepted unless
+    the loss rises above the largest of the last five (a non-monotone rule, Grippo et al. 1986); then it is shortened,
+    and after four trials the memory is dropped for steepest descent. Ends when that doesn't help either.
+    """
+    run = _Lbfgs(evaluate, start, step_length, history, state)
+    yield run.iterate()
+    while run.advance():
+        yield run.iterate()
+
+
+class _Lbfgs:
+    def __init__(
+        self,
+        evaluate: Evaluate,
+        start: Tensor,
+        step_length: StepLength,
+        history: int,
+        state: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._evaluate = evaluate
+        self._step_length = step_length
+        self._memory = _Memory(start.numel(), history, start)
+        if state is None:
+            self.point = start
+            self.loss, self.gradient = evaluate(start)
+            self.iteration, self.evaluations = 0, 1
+            self._recent = deque([self.loss], maxlen=_REFERENCE_LOSSES)
+        else:
+            self.point, self.gradient = state["point"].to(start), state["gradient"].to(start)
+            self.loss, *counts = state["numbers"].tolist()
+            self.iteration, self.evaluations = (int(count) for count in counts)
+            self._recent = deque(state["recent"].tolist(), maxlen=_REFERENCE_LOSSES)
+            self._memory.restore(state)
+
+    def iterate(self) -> Iterate:
+        return Iterate(self.point, self.loss, self.gradient, self.iteration, self.evaluations, self._state)
+
+    def _state(self) -> State:
+        numbers = torch.tensor([self.loss, self.iteration, self.evaluations], dtype=torch.float64)
+        recent = torch.tensor(list(self._recent), dtype=torch.float64)
+        own = {"point": self.point, "gradient": self.gradient, "numbers": numbers, "recent": recent}
+        return own | self._memory.state()
+
+    def advance(self) -> bool:
+        """Makes one accepted step; False when there is none to be found."""
+        if self._memory and self._search(self._memory.direction(self.gradient), 1.0):
+            return True
+        self._memory.clear()
+        steepest = -self.gradient
+        return self._search(steepest, self._step_length(self.point, steepest))
+
+    def _search(self, direction: Tensor, length: float) -> bool:
+        for _ in range(_TRIALS):
+            step = length * direction
+            point = self.point + step
+            loss, gradient = self._evaluate(point)
+            self.evaluations += 1
+            if math.isfinite(loss) and loss <= max(self._recent) and bool(gradient.isfinite().all()):
+                self._memory.remember(step, gradient - self.gradient)
+                self.point, self.loss, self.gradient = point, loss, gradient
+                self.iteration += 1
+                self._recent.append(loss)
+                return True
+            length *= _SHRINK
+        return False
+
+
+class _Memory:
+    """The last pairs of steps s and gradient changes y, and the direction that they imply.
+
+    The two-loop recursion is run on inner products (Chen, Wang & Zhou 2014, "vector-free L-BFGS"): one pass over the
+    memory for the products with the new gradient, one for the direction, instead of four.
+    """
+
+    def __init__(self, size: int, capacity: int, like: Tensor) -> None:
+        self._steps = torch.empty(capacity, size, dtype=like.dtype, device=like.device)
+        self._changes = torch.empty_like(self._steps)
+        self._order: list[int] = []
+        self._capacity = capacity
+        # Inner products of all steps and changes: rows and columns 0…capacity − 1 are steps, then changes.
+        self._products = torch.zeros(2 * capacity, 2 * capacity, dtype=torch.float64)
+
+    def __bool__(self) -> bool:
+        return bool(self._order)
+
+    def clear(self) -> None:
+        self._order.clear()
+
+    def remember(self, step: Tensor, change: Tensor) -> None:
+        """Stores a pair, in place of the oldest when full; a pair without positive curvature is left out."""
+        flat_step, flat_change = step.reshape(-1), change.reshape(-1)
+        curvature = float(flat_step @ flat_change)
+        if curvature <= 1e-10 * float(flat_step.norm() * flat_change.norm()):
+            return
+        slot = self._order.pop(0) if len(self._order) == self._capacity else len(self._order)
+        self._steps[slot].copy_(flat_step)
+        self._changes[slot].copy_(flat_change)
+        self._order.append(slot)
+        for offset, vector in ((0, flat_step), (self._capacity, flat_change)):
+            products = self._products_with(vector)
+            self._products[slot + offset] = products
+            self._products[:, slot + offset] = products
+
+    def _products_with(self, vector: Tensor) -> Tensor:
+        used = len(self._order)
+        products = torch.zeros(2 * self._capacity, dtype=torch.float64)
+        products[:used] = (self._steps[:used] @ vector).double().cpu()
+        products[self._capacity : self._capacity + used] = (self._changes[:used] @ vector).double().cpu()
+        return products
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """−H g, with H the inverse Hessian that the pairs imply."""
+        flat = gradient.reshape(-1)
+        of_pairs, of_gradient = self._coefficients(self._products_with(flat))
+        used = len(self._order)
+        result = of_gradient * flat
+        result += of_pairs[:used].to(flat) @ self._steps[:used]
+        result += of_pairs[self._capacity : self._capacity + used].to(flat) @ self._changes[:used]
+        return result.view_as(gradient)
+
+    def _coefficients(self, with_gradient: Tensor) -> tuple[Tensor, float]:
+        """The direction as a combination of steps, changes and the gradient, by the two-loop recursion."""
+        table, capacity = self._products, self._capacity
+        pairs = torch.zeros(2 * capacity, dtype=torch.float64)
+        own = -1.0
+        alphas: dict[int, float] = {}
+        for slot in reversed(self._order):
+            curvature = float(table[slot, slot + capacity])
+            alphas[slot] = float(pairs @ table[slot] + own * with_gradient[slot]) / curvature
+            pairs[slot + capacity] -= alphas[slot]
+        newest = self._order[-1]
+        scale = float(table[newest, newest + capacity] / table[newest + capacity, newest + capacity])
+        pairs *= scale
+        own *= scale
+        for slot in self._order:
+            curvature = float(table[slot, slot + capacity])
+            beta = float(pairs @ table[slot + capacity] + own * with_gradient[slot + capacity]) / curvature
+            pairs[slot] += alphas[slot] - beta
+        return pairs, own
+
+    def state(self) -> State:
+        used = len(self._order)
+        return {
+            "steps": self._steps[:used],
+            "changes": self._changes[:used],
+            "order": torch.tensor(self._order, dtype=torch.int64),
+            "products": self._products,
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._order = [int(slot) for slot in state["order"]]
+        used = len(self._order)
+        self._steps[:used] = state["steps"].to(self._steps)
+        self._changes[:used] = state["changes"].to(self._changes)
+        self._products = state["products"].clone()
+
+
+_DECAYS = (0.9, 0.99)
+
+
+def adam(
+    evaluate: Evaluate,
+    start: Tensor,
+    step_length: StepLength,
+    *,
+    history: int = 0,
+    state: Mapping[str, Tensor] | None = None,
+) -> Generator[Iterate, None, None]:
+    """Adam (Kingma & Ba 2015), one evaluation per step; the learning rate makes the first step a sensible one.
+
+    The second decay is 0.99: a picture sees the whole objective at every step, not a noisy batch. `history` is unused.
+    """
+    if state is None:
+        point, iteration, evaluations = start, 0, 1
+        loss, gradient = evaluate(point)
+        first, second = torch.zeros_like(point), torch.zeros_like(point)
+        rate = step_length(point, gradient.sign())
+    else:
+        point, gradient, first, second = (state[key].to(start) for key in ("point", "gradient", "first", "second"))
+        loss, rate, *counts = state["numbers"].tolist()
+        iteration, evaluations = (int(count) for count in counts)
+
+    def current_state() -> State:
+        numbers = torch.tensor([loss, rate, iteration, evaluations], dtype=torch.float64)
+        return {"point": point, "gradient": gradient, "first": first, "second": second, "numbers": numbers}
+
+    while True:
+        yield Iterate(point, loss, gradient, iteration, evaluations, current_state)
+        iteration += 1
+        first = first.lerp(gradient, 1 - _DECAYS[0])
+        second = second.lerp(gradient.square(), 1 - _DECAYS[1])
+        unbiased = first / (1 - _DECAYS[0] ** iteration)
+        deviation = (second / (1 - _DECAYS[1] ** iteration)).sqrt()
+        point = point - rate * unbiased / deviation.clamp_min(torch.finfo(deviation.dtype).tiny)
+        loss, gradient = evaluate(point)
+        evaluations += 1
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = {"lbfgs": lbfgs, "adam": adam}

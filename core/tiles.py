@@ -1,0 +1,318 @@
+"""The exact loss and gradient of a picture, in pieces that fit in memory and in the processor's caches.
+
+The network is walked block by block, and each block in *bands*: strips of rows over the full width, contiguous in
+channels-last memory. Only the inputs of the blocks (the pooled features, about 60 bytes a pixel in 16 bit) are held
+for the whole picture; what lies inside a block is computed for one band, used and dropped.
+
+1. Forward: every band adds its share to the Gram matrices and to the content distance, and writes its rows of the
+   next block's input.
+2. The style loss is a function of the summed Gram matrices, so its derivative with respect to them is known now.
+3. Backward, from the deepest block: every band is computed again (or was kept, where memory allows) and
+   back-propagated; rows that two bands read receive the sum of both gradients.
+
+Geometry: a band is the half-open range of rows `first … last` at its block's resolution, `first` even so that pooling
+windows never straddle two bands. A block of n convolutions reads n more rows on either side, fewer at the picture's
+own borders, where each convolution pads as it does for the whole picture. The result is therefore that of the whole
+picture, up to the order of sums.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from core import losses
+from core.features import Convolution, Network, block_of
+
+StyleLoss = Callable[[Mapping[str, Tensor], Mapping[str, int]], Tensor]
+"""From the summed Gram matrices of the style layers, and the positions summed, to a scalar; differentiable."""
+
+
+@dataclass(frozen=True)
+class BlockTiling:
+    """How one block is computed: `rows` of its bands (even), and whether they are kept for the backward pass."""
+
+    rows: int
+    keep: bool
+
+
+Tiling = tuple[BlockTiling, ...]
+"""One entry per block; the last one holds for all deeper blocks."""
+
+WHOLE: Tiling = (BlockTiling(rows=1 << 30, keep=True),)
+
+
+@dataclass(frozen=True, eq=False)
+class ContentTarget:
+    """What one content layer should be: its features [1, C, h, w], and the factor of Σ (f − target)².
+
+    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target).
+    """
+
+    features: Tensor
+    factor: float
+    metric: Tensor | None = None
+
+    def distance(self, features: Tensor, first: int = 0) -> Tensor:
+        """The distance of `features` [1, C, h', w] from the target's rows from `first` on."""
+        difference = self._difference(features, first)
+        if self.metric is None:
+            return self.factor * losses.squared_sum(difference)
+        return self.factor * (losses.gram(difference) * self.metric).sum()
+
+    def gradient(self, features: Tensor, first: int = 0) -> Tensor:
+        """The derivative of that distance with respect to `features`."""
+        difference = self._difference(features, first)
+        if self.metric is None:
+            return difference.mul_(2 * self.factor)
+        return losses.gram_gradient(difference, self.factor * self.metric)
+
+    def _difference(self, features: Tensor, first: int) -> Tensor:
+        return features - self.features[:, :, first : first + features.shape[2]]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The loss of one level: a function of its Gram matrices, and content targets."""
+
+    style_loss: StyleLoss
+    style_layers: tuple[str, ...]
+    style_weight: float = 1.0
+    content: Mapping[str, ContentTarget] = field(default_factory=dict)
+    content_weight: float = 1.0
+    with_ones: bool = False
+    """Whether the Gram matrices carry the row of ones (see `losses.gram`)."""
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that the objective looks at."""
+        return tuple(dict.fromkeys((*self.style_layers, *self.content)))
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Both losses of one level, unweighted, and the gradient [1, 3, H, W] of their weighted sum."""
+
+    style: float
+    content: float
+    gradient: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """One computed band: rows `top…` of the block's input it read, what it gives to the next block, and its layers."""
+
+    first: int
+    last: int
+    top: int
+    inputs: Tensor
+    output: Tensor | None
+    layers: Mapping[str, Tensor]
+
+
+def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Splits `height` rows into bands of `rows` (even); a remainder under half a band joins the last one."""
+    first = 0
+    while first < height:
+        last = first + rows
+        if last + rows // 2 >= height:
+            last = height
+        yield first, last
+        first = last
+
+
+def loss_and_gradient(network: Network, picture: Tensor, objective: Objective, tiling: Tiling = WHOLE) -> Evaluation:
+    """Evaluates the objective of one level at `picture` [1, 3, H, W], sRGB in [0, 1], float32."""
+    leaf = picture.detach().requires_grad_()
+    with torch.enable_grad():
+        prepared = network.prepare(leaf)
+    walk = _Walk(network, objective.layers, tiling)
+    grams: dict[str, Tensor] = {}
+    positions: dict[str, int] = {}
+    content = torch.zeros((), dtype=torch.float64)
+    for band in walk.forward(prepared.detach()):
+        for layer, features in band.layers.items():
+            if layer in objective.style_layers:
+                _accumulate(grams, layer, losses.gram(features.detach(), with_ones=objective.with_ones))
+                _accumulate(positions, layer, features.shape[2] * features.shape[3])
+            if layer in objective.content:
+                content += objective.content[layer].distance(features.detach(), band.first).cpu()
+    style, derivatives = _style_derivatives(objective, grams, positions)
+
+    def layer_gradients(band: _Band) -> dict[str, Tensor]:
+        gradients: dict[str, Tensor] = {}
+        for layer, features in band.layers.items():
+            if layer in derivatives:
+                _accumulate(gradients, layer, losses.gram_gradient(features.detach(), derivatives[layer]))
+            if layer in objective.content:
+                part = objective.content[layer].gradient(features.detach(), band.first)
+                _accumulate(gradients, layer, part.mul_(objective.content_weight))
+        return gradients
+
+    (gradient,) = torch.autograd.grad(prepared, leaf, walk.backward(layer_gradients))
+    return Evaluation(style, float(content), gradient)
+
+
+def grams(
+    network: Network, picture: Tensor, layers: Collection[str], *, with_ones: bool = False, tiling: Tiling = WHOLE
+) -> dict[str, Tensor]:
+    """The summed Gram matrices of `layers` for a picture [1, 3, H, W]."""
+    found: dict[str, Tensor] = {}
+    walk = _Walk(network, layers, tiling, keep_nothing=True)
+    with torch.no_grad():
+        for band in walk.forward(network.prepare(picture)):
+            for layer, features in band.layers.items():
+                _accumulate(found, layer, losses.gram(features, with_ones=with_ones))
+    return found
+
+
+def activations(
+    network: Network, picture: Tensor, layers: Collection[str], tiling: Tiling = WHOLE
+) -> dict[str, Tensor]:
+    """The activations [1, C, h, w] of `layers` for the whole picture [1, 3, H, W]."""
+    found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
+    walk = _Walk(network, layers, tiling, keep_nothing=True)
+    with torch.no_grad():
+        for band in walk.forward(network.prepare(picture)):
+            for layer, features in band.layers.items():
+                found[layer].append(features.clone(memory_format=torch.channels_last))
+    return {layer: torch.cat(parts, 2) for layer, parts in found.items()}
+
+
+_Value = TypeVar("_Value", Tensor, int)
+
+
+def _accumulate(sums: dict[str, _Value], layer: str, value: _Value) -> None:
+    sums[layer] = sums[layer] + value if layer in sums else value
+
+
+def _style_derivatives(
+    objective: Objective, grams: Mapping[str, Tensor], positions: Mapping[str, int]
+) -> tuple[float, dict[str, Tensor]]:
+    """The style loss, and the derivative of its weighted value with respect to each summed Gram matrix."""
+    leaves = {layer: gram.detach().requires_grad_() for layer, gram in grams.items()}
+    with torch.enable_grad():
+        value = objective.style_loss(leaves, positions)
+    derivatives = torch.autograd.grad(objective.style_weight * value, list(leaves.values()))
+    return float(value.detach()), dict(zip(leaves, derivatives, strict=True))
+
+
+class _Walk:
+    """One pass forward over the network and, for the same picture, one back."""
+
+    def __init__(
+        self, network: Network, layers: Collection[str], tiling: Tiling, *, keep_nothing: bool = False
+    ) -> None:
+        network.check(layers)
+        self.network = network
+        self.blocks = network.blocks(layers)
+        self.taps = [{layer for layer in layers if block_of(layer) == number} for number in range(len(self.blocks))]
+        self.tiling = tiling
+        self.keep_nothing = keep_nothing
+        self.inputs: list[Tensor] = []
+        self.kept: list[list[_Band]] = []
+
+    def _tiling(self, number: int) -> BlockTiling:
+        return self.tiling[min(number, len(self.tiling) - 1)]
+
+    def forward(self, prepared: Tensor) -> Iterator[_Band]:
+        """Yields every band of every block, in order; its `layers` hold those of the block alone."""
+        inputs = prepared
+        for number in range(len(self.blocks)):
+            self.inputs.append(inputs)
+            yield from self._forward_block(number)
+            inputs = self._next
+
+    def _forward_block(self, number: int) -> Iterator[_Band]:
+        inputs = self.inputs[number]
+        keep = self._tiling(number).keep and not self.keep_nothing
+        kept: list[_Band] = []
+        outputs: list[Tensor] = []
+        for first, last in bands(inputs.shape[2], self._tiling(number).rows):
+            with torch.set_grad_enabled(keep):
+                band = self._compute(number, first, last, requires_grad=keep)
+            yield band
+            if keep:
+                kept.append(band)
+            if band.output is not None:
+                outputs.append(band.output.detach())
+        self.kept.append(kept)
+        if outputs:
+            self._next = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        if self.keep_nothing:
+            self.inputs[number] = inputs[:0]
+
+    def _compute(self, number: int, first: int, last: int, *, requires_grad: bool) -> _Band:
+        """Runs the block over the rows that the band `first … last` of its output depends on."""
+        whole, block = self.inputs[number], self.blocks[number]
+        height = whole.shape[2]
+        top, bottom = max(0, first - len(block)), min(height, last + len(block))
+        inputs = whole[:, :, top:bottom].detach().requires_grad_(requires_grad)
+        features, read_from = inputs, top
+        found: dict[str, Tensor] = {}
+        for convolution in block:
+            features, taps = self._layer(features, convolution, number, at_top=top == 0, at_bottom=bottom == height)
+            top, bottom = top + (top > 0), bottom - (bottom < height)
+            found.update({layer: value[:, :, first - top : last - top] for layer, value in taps.items()})
+        output = None
+        if number + 1 < len(self.blocks):
+            output = self.network.pool(features[:, :, first - top : last - top])
+        return _Band(first, last, read_from, inputs, output, found)
+
+    def _layer(
+        self, features: Tensor, convolution: Convolution, number: int, *, at_top: bool, at_bottom: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        response = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom)
+        before, after = f"conv{convolution.name}", f"relu{convolution.name}"
+        if before in self.taps[number]:
+            rectified = torch.relu(response)
+            taps = {before: response, after: rectified}
+        else:
+            rectified = response.relu_()
+            taps = {after: rectified}
+        return rectified, {layer: value for layer, value in taps.items() if layer in self.taps[number]}
+
+    def backward(self, layer_gradients: Callable[[_Band], dict[str, Tensor]]) -> Tensor:
+        """The gradient with respect to the prepared picture, given that with respect to the layers of each band."""
+        downstream: Tensor | None = None
+        for number in reversed(range(len(self.blocks))):
+            inputs = self.inputs[number]
+            gradient: Tensor | None = None
+            for band in self._bands_again(number):
+                piece = self._back_propagate(band, layer_gradients, downstream)
+                if piece.shape == inputs.shape:
+                    gradient = piece
+                else:
+                    gradient = torch.zeros_like(inputs) if gradient is None else gradient
+                    gradient[:, :, band.top : band.top + piece.shape[2]] += piece
+            downstream = gradient
+            self.kept.pop()
+            self.inputs.pop()
+        assert downstream is not None
+        return downstream
+
+    def _bands_again(self, number: int) -> Iterator[_Band]:
+        """The block's bands with their graphs: those that were kept, each dropped after use, or computed anew."""
+        if self.kept[number]:
+            while self.kept[number]:
+                yield self.kept[number].pop()
+            return
+        for first, last in bands(self.inputs[number].shape[2], self._tiling(number).rows):
+            with torch.enable_grad():
+                band = self._compute(number, first, last, requires_grad=True)
+            yield band
+
+    def _back_propagate(
+        self, band: _Band, layer_gradients: Callable[[_Band], dict[str, Tensor]], downstream: Tensor | None
+    ) -> Tensor:
+        gradients = layer_gradients(band)
+        outputs = [band.layers[layer] for layer in gradients]
+        seeds = list(gradients.values())
+        if downstream is not None:
+            assert band.output is not None
+            outputs.append(band.output)
+            seeds.append(downstream[:, :, band.first // 2 : band.first // 2 + band.output.shape[2]])
+        (gradient,) = torch.autograd.grad(outputs, band.inputs, seeds)
+        return gradient

@@ -1,0 +1,356 @@
+"""The optimisation of one picture, as a plain generator of steps.
+
+Coarse first: stage k optimises a picture of level k's size under the summed loss of the levels 0…k, and the next stage
+begins with that picture, grown, plus the fine detail of the starting picture that the smaller size could not hold. The
+last stage minimises the whole objective, so the schedule changes the way there, not what is asked for.
+"""
+
+import hashlib
+import math
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core import __version__, devices, images, noise, optimizers, weights
+from core import checkpoint as checkpoints
+from core.checkpoint import Checkpoint
+from core.config import Settings
+from core.errors import DivergenceError, SettingsError
+from core.features import Network
+from core.images import Size, resize
+from core.optimizers import Iterate
+from core.parametrisation import parametrise
+from core.pyramid import LevelLoss, Pyramid, level_size
+
+_PATIENCE = 10
+"""Iterations over which the tolerance is measured."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Where the optimisation stands after one accepted step (or, with iteration 0 of a stage, at the stage's start).
+
+    Attributes:
+        stage: From 0, of `stages`.
+        iteration: Over all stages; `iterations` is how many there will be at most.
+        evaluations: Of loss and gradient, over all stages.
+        loss: The weighted sum that this stage minimises.
+        levels: Its terms, level by level, unweighted.
+        seconds: Spent so far, earlier runs of a resumed optimisation included.
+        height: Of the current picture, in pixels; earlier stages are smaller.
+        width: Likewise.
+        picture: Computes the current picture when called: float32 [1, 3, H, W] in [0, 1] on the CPU.
+        checkpoint: Gathers, when called, everything that `Transfer.steps` needs to go on from here.
+    """
+
+    stage: int
+    stages: int
+    iteration: int
+    iterations: int
+    evaluations: int
+    loss: float
+    levels: tuple[LevelLoss, ...]
+    seconds: float
+    height: int
+    width: int
+    picture: Callable[[], Tensor] = field(repr=False)
+    checkpoint: Callable[[], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What the stages took so far."""
+
+    iterations: int = 0
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    def plus(self, iterations: int, evaluations: int, seconds: float) -> "_Spent":
+        return _Spent(self.iterations + iterations, self.evaluations + evaluations, self.seconds + seconds)
+
+
+class Transfer:
+    """One run of style transfer: pictures and settings in, steps out.
+
+    Args:
+        content: [1, 3, H, W], sRGB in [0, 1], at its original size.
+        styles: One or more pictures like it.
+        settings: Everything else that determines the result.
+        device: auto, cpu, cuda, cuda:1, mps.
+        weights_file: Weights that the user gave, else the network's own place is searched.
+        start: The starting picture of `start = "image"`, any size.
+        alpha: [1, 1, H, W], transparency of the content, which comes back on the result.
+
+    Raises:
+        UserError: Weights are missing, a layer isn't there, the device doesn't exist, settings contradict each other.
+    """
+
+    def __init__(
+        self,
+        content: Tensor,
+        styles: Sequence[Tensor],
+        settings: Settings,
+        *,
+        device: str = "auto",
+        weights_file: Path | None = None,
+        start: Tensor | None = None,
+        alpha: Tensor | None = None,
+    ) -> None:
+        if not styles:
+            raise SettingsError("a style transfer needs at least one style")
+        if (start is None) == (settings.start == "image"):
+            raise SettingsError('a starting picture and start = "image" go together', "Give both or neither")
+        self.settings = settings
+        self.device = devices.resolve(device)
+        self.content = content
+        self.styles = tuple(styles)
+        self.alpha = alpha
+        self._given_start = start
+        self.network = _network(settings, self.device, weights_file)
+        self.notices: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the result."""
+        return self._size_at(self.settings.levels)
+
+    def _size_at(self, level: int) -> Size:
+        return level_size((self.content.shape[2], self.content.shape[3]), level)
+
+    @cached_property
+    def pyramid(self) -> Pyramid:
+        """The objective; its targets are computed on first use."""
+        content = self.content.to(self.device)
+        return Pyramid(self.network, self.settings, content, [style.to(self.device) for style in self.styles])
+
+    @cached_property
+    def starting_picture(self) -> Tensor:
+        """The starting picture at the size of the result: [1, 3, H, W] in [0, 1], on the CPU."""
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        return _starting_picture(self.settings, self.content, self.styles, self._given_start, self.size, generator)
+
+    @property
+    def _stage_levels(self) -> tuple[int, ...]:
+        """The finest level of each stage."""
+        levels = self.settings.levels
+        coarse_first = self.settings.all_levels and self.settings.optimizer.schedule == "coarse-first"
+        return tuple(range(levels + 1)) if coarse_first else (levels,)
+
+    def steps(self, checkpoint: bytes | None = None) -> Generator[Step, None, None]:
+        """Runs the optimisation; each step is yielded before the next evaluation begins.
+
+        Args:
+            checkpoint: From `Step.checkpoint` of a run of the same pictures and settings; the first step is then the
+                one that it was taken at.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged or of another run.
+            DivergenceError: The loss is not finite; the steps yielded before are still good.
+        """
+        found = checkpoints.decode(checkpoint, self._fingerprint) if checkpoint is not None else None
+        before, picture = _Spent(), None
+        for number in range(len(self._stage_levels)):
+            if found is not None and number < found.stage:
+                continue
+            if found is not None:
+                stage = _Stage(self, number, found.start.to(self.device), _Spent(*found.before), found)
+                found = None
+            else:
+                stage = _Stage(self, number, self._start_of(number, picture), before)
+            yield from stage.steps()
+            before, picture = stage.spent, stage.picture
+
+    def _start_of(self, stage: int, before: Tensor | None) -> Tensor:
+        """The picture that a stage begins with, given the one that the stage before ended with."""
+        size = self._size_at(self._stage_levels[stage])
+        start = resize(self.starting_picture.to(self.device), size).clamp(0, 1)
+        if before is None:
+            return start
+        smaller = (before.shape[2], before.shape[3])
+        detail = start - resize(resize(start, smaller), size)
+        keep = self.settings.optimizer.kept_detail
+        return (resize(before, size) + keep * detail).clamp(0, 1)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        """Identifies pictures, settings and weights, so that a checkpoint is not resumed with others."""
+        digest = hashlib.sha256(self.settings.model_dump_json().encode())
+        digest.update(f"{self.network.name} {self.network.sha256}".encode())
+        for picture in (self.content, *self.styles, *([] if self._given_start is None else [self._given_start])):
+            digest.update(str(tuple(picture.shape)).encode())
+            digest.update(images.quantize(picture).mul(255).round().to(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def recipe(self, step: Step) -> dict[str, Any]:
+        """What made the picture of `step`: enough to repeat the run, nothing of the user's machine or name."""
+        return {
+            "software": "pyramid-style",
+            "version": __version__,
+            "settings": self.settings.model_dump(mode="json"),
+            "seed": self.settings.seed,
+            "network": {
+                "name": self.network.name,
+                "sha256": self.network.sha256,
+                "style_layers": list(self.pyramid.style_layers),
+                "content_layers": list(self.pyramid.content_layers),
+            },
+            "sizes": {
+                "result": [step.width, step.height],
+                "content": [self.content.shape[3], self.content.shape[2]],
+                "styles": [[style.shape[3], style.shape[2]] for style in self.styles],
+            },
+            "iterations": step.iteration,
+            "evaluations": step.evaluations,
+            "loss": step.loss,
+            "precision": str(self.network.dtype).removeprefix("torch."),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        }
+
+    def encode(self, step: Step, format: str = "png", *, bits: int = 8, quality: int = 95) -> bytes:
+        """The picture of `step` as a file with its recipe and, where the content had it, its transparency."""
+        alpha = None if self.alpha is None else resize(self.alpha, (step.height, step.width)).clamp(0, 1)
+        recipe = self.recipe(step)
+        return images.encode(step.picture(), format, bits=bits, quality=quality, alpha=alpha, recipe=recipe)
+
+
+def _network(settings: Settings, device: torch.device, file: Path | None) -> Network:
+    name = settings.network
+    if name == "auto":
+        name = "vgg19" if weights.find("vgg19") is not None else "compact"
+    return Network(
+        weights.load(name, file),
+        pooling=settings.pooling,
+        padding=settings.padding,
+        device=device,
+        dtype=devices.dtype(settings.precision, device),
+    )
+
+
+def _starting_picture(
+    settings: Settings,
+    content: Tensor,
+    styles: Sequence[Tensor],
+    given: Tensor | None,
+    size: Size,
+    generator: torch.Generator,
+) -> Tensor:
+    style = styles[0]
+    match settings.start:
+        case "content":
+            picture = resize(content, size)
+        case "content+noise":
+            picture = noise.blend(settings.noise, resize(content, size).clamp(0, 1), style, generator)
+        case "noise":
+            picture = noise.noise_alone(settings.noise, size, style, generator)
+        case "white-noise":
+            picture = torch.rand(1, 3, *size, generator=generator)
+        case "style":
+            picture = resize(style, size)
+        case "image":
+            assert given is not None
+            picture = resize(given, size)
+    return picture.clamp(0, 1)
+
+
+class _Stage:
+    """One stage: the optimisation of a picture of one size."""
+
+    def __init__(
+        self, transfer: Transfer, number: int, start: Tensor, before: _Spent, resumed: Checkpoint | None = None
+    ) -> None:
+        self._transfer = transfer
+        self._number = number
+        self._level = transfer._stage_levels[number]
+        self._start = start
+        self._before = before
+        self._resumed = resumed
+        self._rule = parametrise(transfer.settings.optimizer, start)
+        self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
+        self.spent = before
+        self.picture = start
+
+    def steps(self) -> Iterator[Step]:
+        """Yields the stage's start and every accepted step."""
+        began = time.monotonic() - (self._resumed.seconds if self._resumed else 0.0)
+        losses: list[float] = []
+        for iterate in self._run():
+            if not math.isfinite(iterate.loss):
+                raise DivergenceError(
+                    "the loss is not a finite number", "Try --set precision=float32 or smaller weights"
+                )
+            losses.append(iterate.loss)
+            seconds = time.monotonic() - began
+            self.spent = self._before.plus(iterate.iteration, iterate.evaluations, seconds)
+            yield self._step(iterate, seconds)
+            if iterate.iteration >= self._planned(self._number) or self._settled(losses):
+                break
+        self.picture = self._rule.picture(iterate.point)
+
+    def _run(self) -> Iterator[Iterate]:
+        settings = self._transfer.settings.optimizer
+        minimise = optimizers.OPTIMIZERS[settings.name]
+        state = self._resumed.state if self._resumed else None
+        start = self._rule.start()
+        return minimise(self._evaluate, start, self._step_length, history=settings.history, state=state)
+
+    def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
+        loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)
+        self._levels = loss.levels
+        return loss.total, self._rule.pull_back(variable, loss.gradient)
+
+    def _step_length(self, point: Tensor, direction: Tensor) -> float:
+        moved = self._rule.movement(point, direction)
+        return self._transfer.settings.optimizer.step / max(moved, torch.finfo(torch.float32).tiny)
+
+    def _planned(self, number: int) -> int:
+        optimizer = self._transfer.settings.optimizer
+        last = len(self._transfer._stage_levels) - 1
+        return optimizer.iterations if number == last else optimizer.coarse_iterations
+
+    def _settled(self, losses: Sequence[float]) -> bool:
+        tolerance = self._transfer.settings.optimizer.tolerance
+        if not tolerance or len(losses) <= _PATIENCE:
+            return False
+        return losses[-1] > (1 - tolerance) * losses[-1 - _PATIENCE]
+
+    def _step(self, iterate: Iterate, seconds: float) -> Step:
+        stages = len(self._transfer._stage_levels)
+        rule, levels = self._rule, self._levels
+
+        def picture() -> Tensor:
+            return rule.picture(iterate.point).clamp(0, 1).float().cpu()
+
+        def checkpoint() -> bytes:
+            return checkpoints.encode(
+                Checkpoint(
+                    fingerprint=self._transfer._fingerprint,
+                    stage=self._number,
+                    before=astuple(self._before),
+                    seconds=seconds,
+                    levels=tuple(astuple(level) for level in levels),
+                    start=self._start,
+                    state=iterate.state(),
+                )
+            )
+
+        return Step(
+            stage=self._number,
+            stages=stages,
+            iteration=self.spent.iterations,
+            iterations=self._before.iterations + sum(self._planned(number) for number in range(self._number, stages)),
+            evaluations=self.spent.evaluations,
+            loss=iterate.loss,
+            levels=levels,
+            seconds=self.spent.seconds,
+            height=self._start.shape[2],
+            width=self._start.shape[3],
+            picture=picture,
+            checkpoint=checkpoint,
+        )
