@@ -1,0 +1,1 @@
+"""Where jobs are computed: `local` in threads of this process. All follow `core.studio.scheduler.Executor`."""

@@ -1,0 +1,897 @@
+"""Whose turn it is: order, device slots, cancellation, and who is told.
+
+The policy is here, in pure functions where it can be; how a job is computed is an executor's business. What is durable
+is the store's: the scheduler commits first, then absorbs what the store says has changed, by this process or another,
+and tells subscribers. A cancel from this process, from another one, or of a job that was deleted all take the same way:
+the job that a run works on is no longer running, so the run is told to stop.
+
+    front door ─ commit ─▶ store ─ changes ─▶ absorb ─┬▶ events ─▶ subscribers
+                                                      ├▶ stop runs that nobody wants any more
+                                                      └▶ dispatch: a free slot? whose turn? does it fit? ─ claim ─▶ run
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import logging
+import math
+import statistics
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal, ParamSpec, Protocol, Self, TypeVar
+
+from core.config import Settings
+from core.errors import MemoryLimitError, UserError
+from core.studio.jobs import (
+    Checkpoint,
+    Estimate,
+    Failure,
+    Job,
+    JobState,
+    Losses,
+    LossPoint,
+    LostRunError,
+    Output,
+    PoisonedDeviceError,
+    Preview,
+    Progress,
+    Remark,
+    Result,
+    Run,
+    Slot,
+    StorageError,
+    StudioSettings,
+    Update,
+    new_id,
+    remaining_work,
+    total_work,
+)
+from core.studio.store import Changes, Store, Timing, checkpoint_name, preview_name
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_RECOVERY_POLLS = 10
+_TIDY_SECONDS = 3600.0
+_REMEMBERED_EVENTS = 4096
+_QUEUE_NEWS_SECONDS = 0.25
+
+
+class Executor(Protocol):
+    """Where jobs are computed: in a thread of this process, on a cluster.
+
+    All methods are called on the event loop and must not block it.
+    """
+
+    def slots(self) -> Sequence[Slot]:
+        """The places there are at the moment; they may come and go."""
+
+    def reserve(self, slot: Slot) -> bool:
+        """Takes a slot for this process; false where another process has it. Then comes `start`, or `release`."""
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot back to all processes."""
+
+    async def estimate(self, run: Run, slot: Slot | None) -> Estimate:
+        """What a run would need on this slot's device (none: on any), and what the device has now.
+
+        Raises:
+            UserError: The run can't be computed at all: a picture is broken, a network is missing.
+        """
+
+    def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
+        """Computes; the last update of a run that reaches its end is its `Output`.
+
+        By the time it first waits, `cancel` must know the run. It ends only when nothing of it computes any more.
+
+        Raises:
+            UserError: Something that the owner can mend.
+            LostRunError: The run ended through no fault of the job.
+            PoisonedDeviceError: This process can't compute any more.
+        """
+
+    def cancel(self, job_id: str, attempt: int, *, keep: bool) -> None:
+        """Makes exactly this run end soon, with a last checkpoint if `keep`; no other run, and none is no mistake."""
+
+    async def close(self) -> None:
+        """Stops everything."""
+
+
+# ── Order ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def turns(queued: Iterable[Job], served: Mapping[str, float]) -> list[Job]:
+    """The order in which queued jobs start: interrupted ones first, then owners in turn, each with its first job.
+
+    Args:
+        queued: Jobs in any order.
+        served: When each owner's latest run began. Who had a turn longest ago is next; who never had one comes before
+            all who had, by the rank of its first job.
+    """
+    by_owner: dict[str, list[Job]] = defaultdict(list)
+    first: list[Job] = []
+    for job in sorted(queued, key=lambda job: job.rank, reverse=True):
+        (first if job.interrupted else by_owner[job.owner]).append(job)
+    first.sort(key=lambda job: (job.started or 0.0, job.rank))
+    # A turn given here counts as later than all that were, and in the order given.
+    past = [((0, served.get(owner, -math.inf)), jobs[-1].rank, owner) for owner, jobs in by_owner.items()]
+    heapq.heapify(past)
+    order = first
+    for turn in itertools.count():
+        if not past:
+            return order
+        _, _, owner = heapq.heappop(past)
+        jobs = by_owner[owner]
+        order.append(jobs.pop())
+        if jobs:
+            heapq.heappush(past, ((1, turn), jobs[-1].rank, owner))
+    raise AssertionError("unreachable")
+
+
+def forecast(running: Iterable[float | None], queued: Iterable[float | None], slots: int) -> list[float | None]:
+    """Seconds until each queued job is done.
+
+    Args:
+        running: Seconds that each running job still takes; none where not known.
+        queued: Seconds that each queued job will take, in the order in which they start.
+        slots: How many jobs run at the same time.
+    """
+    ends = [math.inf if seconds is None else seconds for seconds in running]
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    done: list[float | None] = []
+    for seconds in queued:
+        end = math.inf if seconds is None or not ends else ends[0] + seconds
+        if ends:
+            heapq.heapreplace(ends, end)
+        done.append(None if math.isinf(end) else end)
+    return done
+
+
+class Paces:
+    """How long work takes, learnt from finished jobs by kind of device, optimiser, network and size."""
+
+    _NEIGHBOURS = 5
+
+    def __init__(self, timings: Sequence[Timing] = ()) -> None:
+        self._timings = list(timings)
+        self._known: dict[tuple[str | None, str, str, float], float | None] = {}
+
+    def learn(self, timing: Timing) -> None:
+        """Adds what a job took."""
+        self._timings.insert(0, timing)
+        self._known.clear()
+
+    def pace(self, kind: str | None, settings: Settings, network: str, pixels: float) -> float | None:
+        """Seconds per pixel and iteration: the median of the latest jobs that are nearest in size.
+
+        Args:
+            kind: Kind of device; none: any.
+            settings: Of the job.
+            network: That will be used.
+            pixels: Of the result.
+        """
+        key = (kind, settings.optimizer.name, network, pixels)
+        if key not in self._known:
+            self._known[key] = self._measured(*key)
+        return self._known[key]
+
+    def _measured(self, kind: str | None, optimizer: str, network: str, pixels: float) -> float | None:
+        alike = [
+            timing
+            for timing in self._timings
+            if kind in (None, timing.kind) and (timing.optimizer, timing.network) == (optimizer, network)
+        ]
+        alike.sort(key=lambda timing: abs(math.log(timing.pixels / pixels)))  # stable: of equals, the latest first
+        rates = [timing.seconds / timing.work for timing in alike[: self._NEIGHBOURS]]
+        return statistics.median(rates) if rates else None
+
+
+# ── Events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that subscribers are told.
+
+    Events hold the whole job as it is now, so that only the latest of a job matters and any before it may be skipped.
+    """
+
+    id: str
+    """Grows with time; a subscriber that comes back names the last one it had (`Last-Event-ID`)."""
+    kind: Literal["job", "removed", "queue", "gap"]
+    """`job`: this is how `job` is now. `removed`: `job_id` was deleted. `queue`: it was paused or resumed. `gap`:
+    events were missed; take a fresh snapshot with `Studio.jobs`."""
+    job_id: str = ""
+    job: Job | None = None
+    paused: bool = False
+    """Whether the queue is paused (kind `queue`)."""
+
+
+class Subscription:
+    """An endless sequence of events that never holds up whoever causes them.
+
+    At most the latest event of each job waits for the subscriber; if even those become too many, one event `gap` takes
+    their place. Use it in a `with` block; iterate over it, or call `next` where something is to be done in between.
+    """
+
+    def __init__(self, source: "Events", owner: str | None, job_id: str | None, limit: int) -> None:
+        self._source = source
+        self._owner = owner
+        self._job_id = job_id
+        self._limit = limit
+        self._waiting: OrderedDict[str, Event] = OrderedDict()
+        self._news = asyncio.Event()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        event = await self.next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def next(self, within: float | None = None) -> Event | None:
+        """The next event; none when `within` seconds there was none, or when no more will come (`ended`)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self._waiting and not self._ended:
+                    self._news.clear()
+                    await self._news.wait()
+        return self._waiting.popitem(last=False)[1] if self._waiting else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further event will come, because the subscription or the studio was closed."""
+        return self._ended and not self._waiting
+
+    def close(self) -> None:
+        """Takes no further events."""
+        self._source.leave(self)
+        self.end()
+
+    def end(self) -> None:
+        """Called by the source: nothing more will come."""
+        self._ended = True
+        self._news.set()
+
+    def offer(self, event: Event) -> None:
+        """Called by the source: an event for whom it concerns."""
+        if not self._concerns(event):
+            return
+        key = event.job_id or event.kind
+        self._waiting.pop(key, None)  # and at the end, so that ids only grow
+        self._waiting[key] = event
+        if len(self._waiting) > self._limit:
+            self._waiting.clear()
+            self._waiting["gap"] = Event(event.id, "gap")
+        self._news.set()
+
+    def _concerns(self, event: Event) -> bool:
+        if event.kind in ("queue", "gap"):
+            return True
+        if self._job_id is not None and event.job_id != self._job_id:
+            return False
+        return self._owner is None or event.job is None or event.job.owner == self._owner
+
+
+class Events:
+    """Tells subscribers, and remembers the latest of each job for those who come back."""
+
+    def __init__(self, remembered: int = _REMEMBERED_EVENTS) -> None:
+        self._era = new_id()[:8]
+        self._number = 0
+        self._remembered = remembered
+        self._latest: OrderedDict[str, tuple[int, Event]] = OrderedDict()
+        self._forgotten = 0
+        self._subscriptions: set[Subscription] = set()
+
+    @property
+    def last_id(self) -> str:
+        """Id of the latest event."""
+        return f"{self._era}-{self._number}"
+
+    def tell(
+        self, kind: Literal["job", "removed", "queue"], job_id: str = "", job: Job | None = None, paused: bool = False
+    ) -> None:
+        """Sends an event to all whom it concerns."""
+        self._number += 1
+        event = Event(self.last_id, kind, job_id, job, paused)
+        key = job_id or kind
+        self._latest.pop(key, None)
+        self._latest[key] = (self._number, event)
+        if len(self._latest) > self._remembered:
+            _, (self._forgotten, _) = self._latest.popitem(last=False)
+        for subscription in self._subscriptions:
+            subscription.offer(event)
+
+    def subscribe(self, after: str | None = None, owner: str | None = None, job_id: str | None = None) -> Subscription:
+        """See `Studio.subscribe`."""
+        subscription = Subscription(self, owner, job_id, self._remembered)
+        if after is not None:
+            for event in self._since(after):
+                subscription.offer(event)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def leave(self, subscription: Subscription) -> None:
+        """Forgets a subscription."""
+        self._subscriptions.discard(subscription)
+
+    def close(self) -> None:
+        """Ends all subscriptions."""
+        for subscription in self._subscriptions:
+            subscription.end()
+        self._subscriptions.clear()
+
+    def _since(self, after: str) -> list[Event]:
+        era, _, number = after.partition("-")
+        if era != self._era or not number.isdecimal() or int(number) < self._forgotten:
+            return [Event(self.last_id, "gap")]
+        return [event for sent, event in self._latest.values() if sent > int(number)]
+
+
+# ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Active:
+    """A run of this process."""
+
+    job: Job
+    slot: Slot
+    memory_bytes: int
+    began: float = field(default_factory=time.monotonic)
+    resumed: bool = False
+    progress: Progress | None = None
+    work_before: float | None = None
+    """Work that was left when it began."""
+    preview: int | None = None
+    points: list[LossPoint] = field(default_factory=list)
+    recorded: float = -math.inf
+    unsaved: bool = False
+    """The owner knows that it can't be saved."""
+    unwanted: bool = False
+    """It has been told to stop."""
+    task: "asyncio.Task[None] | None" = None
+
+
+class Scheduler:
+    """Runs jobs in their order on the executor's slots, and tells what happens.
+
+    Args:
+        store: Where jobs are; from now on used in a thread of the scheduler's only.
+        executor: Where they are computed.
+        settings: Of the studio.
+    """
+
+    def __init__(self, store: Store, executor: Executor, settings: StudioSettings) -> None:
+        self._store = store
+        self._executor = executor
+        self._settings = settings
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._events = Events()
+        self._jobs: dict[str, Job] = {}
+        self._active: dict[str, _Active] = {}
+        self._served: dict[str, float] = {}
+        self._paces = Paces()
+        self._paused = False
+        self._order: list[Job] | None = None
+        self._forecast: dict[str, tuple[int, float | None]] = {}
+        self._waits: dict[str, tuple[float, str]] = {}
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._fatal: asyncio.Future[PoisonedDeviceError] = asyncio.get_running_loop().create_future()
+        self._services: list[asyncio.Task[None]] = []
+        self._queue_news: asyncio.TimerHandle | None = None
+
+    async def open(self) -> None:
+        """Recovers what a crash left, and begins to work."""
+        await self.commit(self._store.recover, self._settings.crashes_in_a_row)
+        await self.commit(self._store.tidy, self._settings.keep_seconds, self._settings.keep_unused_seconds)
+        self._jobs = {job.id: job for job in await self.commit(self._store.pending)}
+        self._served = await self.commit(self._store.last_started)
+        self._paces = Paces(await self.commit(self._store.timings))
+        self._services = [asyncio.create_task(self._dispatch()), asyncio.create_task(self._housekeep())]
+
+    async def close(self) -> None:
+        """Saves running jobs and puts them back into the queue; they go on at the next start."""
+        self._closing = True
+        for service in self._services:
+            service.cancel()
+        await asyncio.gather(*self._services, return_exceptions=True)
+        for active in self._active.values():
+            self._stop(active, keep=True)
+        tasks = [active.task for active in self._active.values() if active.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=self._settings.shutdown_seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        with contextlib.suppress(StorageError):  # then it counts as a crash
+            await self.commit(self._store.hand_back_all, "the service was stopped")
+        if self._queue_news:
+            self._queue_news.cancel()
+        self._events.close()
+        self._thread.shutdown()
+
+    # Changing and seeing
+
+    async def commit(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a method of the store in its thread; by the time this returns, everyone has been told.
+
+        Also where the caller is cancelled meanwhile: what is committed is absorbed.
+        """
+
+        def work() -> tuple[T, Changes]:
+            return change(*args, **kwargs), self._store.changes()
+
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        future.add_done_callback(self._absorb_outcome)
+        outcome, _ = await asyncio.shield(future)
+        return outcome
+
+    def subscribe(self, after: str | None = None, owner: str | None = None, job_id: str | None = None) -> Subscription:
+        """See `Studio.subscribe`."""
+        return self._events.subscribe(after, owner, job_id)
+
+    @property
+    def last_event_id(self) -> str:
+        """Id of the latest event: what a snapshot that is taken now includes."""
+        return self._events.last_id
+
+    @property
+    def fatal(self) -> "asyncio.Future[PoisonedDeviceError]":
+        """Set when this process can't compute any more and should exit, for its supervisor to start it again."""
+        return self._fatal
+
+    @property
+    def queue_paused(self) -> bool:
+        """Whether no further job is started."""
+        return self._paused
+
+    @property
+    def busy(self) -> dict[str, str]:
+        """Ids of the jobs that run in this process, by the name of their slot."""
+        return {active.slot.name: active.job.id for active in self._active.values()}
+
+    def order(self) -> list[Job]:
+        """The queue as it would start now, the next job first."""
+        if self._order is None:
+            queued = [job for job in self._jobs.values() if job.state is JobState.QUEUED]
+            self._order = turns(queued, self._served)
+            self._forecast = self._look_ahead(self._order)
+        return self._order
+
+    def seen(self, job: Job) -> Job:
+        """The job with what depends on the moment: progress, place in the queue, time left."""
+        if job.state is JobState.QUEUED:
+            self.order()
+            position, seconds_left = self._forecast.get(job.id, (None, None))
+            _, waiting = self._waits.get(job.id, (0.0, ""))
+            return job.model_copy(update={"position": position, "seconds_left": seconds_left, "waiting": waiting})
+        if job.state is JobState.RUNNING:
+            if active := self._active.get(job.id):
+                latest = {"progress": active.progress or job.progress, "preview": active.preview or job.preview}
+                job = job.model_copy(update=latest)
+            return job.model_copy(update={"seconds_left": self._seconds_left(job)})
+        return job
+
+    def seconds(
+        self, settings: Settings, network: str, width: int, height: int, kind: str | None = None
+    ) -> float | None:
+        """How long a job takes, measured on finished ones; none where nothing like it was measured."""
+        pace = self._paces.pace(kind or self._usual_kind(), settings, network, width * height)
+        return None if pace is None else pace * total_work(settings, width, height)
+
+    async def wants(self, run: Run) -> Estimate:
+        """What a run would need, on the device where it fits best.
+
+        Raises:
+            MemoryLimitError: It fits on none.
+        """
+        estimates = [await self._executor.estimate(run, slot) for slot in self._distinct_slots()]
+        best = max(estimates, key=lambda estimate: estimate.total_bytes - estimate.memory_bytes)
+        if best.memory_bytes > best.total_bytes:
+            raise _too_large(run.settings, best, best.total_bytes)
+        seconds = self.seconds(run.settings, best.network, best.width, best.height)
+        return best if seconds is None else replace(best, seconds=seconds)
+
+    # Absorbing what changed
+
+    def _absorb_outcome(self, future: "asyncio.Future[tuple[T, Changes]]") -> None:
+        if not future.cancelled() and future.exception() is None:
+            self._absorb(future.result()[1])
+
+    def _absorb(self, changes: Changes) -> None:
+        for job in changes.jobs:
+            self._absorb_job(job)
+        for job_id in changes.removed:
+            self._jobs.pop(job_id, None)
+            if active := self._active.get(job_id):
+                self._stop(active, keep=False)
+            self._events.tell("removed", job_id)
+        if changes.queue_paused != self._paused:
+            self._paused = changes.queue_paused
+            self._events.tell("queue", paused=self._paused)
+            self._wake.set()
+        if changes.jobs or changes.removed:
+            self._queue_changed()
+
+    def _absorb_job(self, job: Job) -> None:
+        if job.started is not None:
+            self._served[job.owner] = max(job.started, self._served.get(job.owner, 0.0))
+        before = self._jobs.pop(job.id, None)
+        if job.state.pending:
+            self._jobs[job.id] = job
+        if job.state is not JobState.QUEUED:
+            self._waits.pop(job.id, None)
+        if before is None or before.state is not job.state or before.rank != job.rank:
+            self._order = None
+        if (active := self._active.get(job.id)) and not self._is_wanted(active):
+            self._stop(active, keep=job.state in (JobState.PAUSED, JobState.QUEUED))
+        self._events.tell("job", job.id, self.seen(job))
+
+    def _is_wanted(self, active: _Active) -> bool:
+        job = self._jobs.get(active.job.id)
+        return job is not None and job.state is JobState.RUNNING and job.attempt == active.job.attempt
+
+    def _stop(self, active: _Active, *, keep: bool) -> None:
+        active.unwanted = True
+        self._executor.cancel(active.job.id, active.job.attempt, keep=keep)
+
+    def _queue_changed(self) -> None:
+        """Wakes the dispatcher now, and tells queued jobs their new places soon, once for many changes."""
+        self._wake.set()
+        if self._queue_news is None and not self._closing:
+            loop = asyncio.get_running_loop()
+            self._queue_news = loop.call_later(_QUEUE_NEWS_SECONDS, self._tell_places)
+
+    def _tell_places(self) -> None:
+        self._queue_news = None
+        told, self._order = self._forecast, None
+        for job in self.order():
+            if _is_news(told.get(job.id), self._forecast[job.id]):
+                self._events.tell("job", job.id, self.seen(job))
+
+    # Looking ahead
+
+    def _look_ahead(self, order: Sequence[Job]) -> dict[str, tuple[int, float | None]]:
+        """Place in the queue and seconds until done, by job."""
+        running = [self._seconds_left(job) for job in self._jobs.values() if job.state is JobState.RUNNING]
+        lengths = [self._length(job) for job in order]
+        ends = forecast(running, lengths, max(len(self._executor.slots()), len(running)))
+        return {job.id: (place, end) for place, (job, end) in enumerate(zip(order, ends, strict=True), 1)}
+
+    def _length(self, job: Job) -> float | None:
+        pace = self._paces.pace(self._usual_kind(), job.settings, job.network, job.width * job.height)
+        progress = job.progress if job.checkpoint_iteration else None
+        return None if pace is None else pace * remaining_work(job.settings, job.width, job.height, progress)
+
+    def _seconds_left(self, job: Job) -> float | None:
+        """By its own pace so far, to which earlier jobs add what they know as if it were a seventh of the work."""
+        size = (job.settings, job.width, job.height)
+        total, left = total_work(*size), remaining_work(*size, job.progress)
+        active = self._active.get(job.id)
+        before = active.work_before if active and active.work_before is not None else total
+        done, elapsed = max(0.0, before - left), time.time() - (job.started or time.time())
+        pace = self._paces.pace(job.device, job.settings, job.network, job.width * job.height)
+        if pace is not None:
+            done, elapsed = done + total / 7, elapsed + pace * total / 7
+        return left * elapsed / done if done > 0 else None
+
+    def _usual_kind(self) -> str | None:
+        return next((slot.kind for slot in self._executor.slots()), None)
+
+    def _distinct_slots(self) -> list[Slot | None]:
+        """One slot of each kind of device; where there is no slot at the moment, none."""
+        return list({slot.kind: slot for slot in self._executor.slots()}.values()) or [None]
+
+    # Starting
+
+    async def _dispatch(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._settings.poll_seconds)
+            self._wake.clear()
+            try:
+                await self.commit(_nothing)  # absorbs what other processes changed
+                for slot in self._executor.slots():
+                    if slot.name not in self.busy:
+                        await self._fill(slot)
+            except StorageError as error:
+                log.error("no job can be started: %s", error)
+            except Exception:
+                log.exception("the next job could not be started")
+
+    async def _fill(self, slot: Slot) -> None:
+        """Starts the next job on a free slot, if there is one and no other process has the device."""
+        if self._paused or self._fatal.done() or not self.order() or not self._executor.reserve(slot):
+            return
+        started = False
+        try:
+            await self.commit(_nothing)  # whoever had the device may have taken jobs
+            started = await self._start_next(slot)
+        finally:
+            if not started:
+                self._executor.release(slot)
+
+    async def _start_next(self, slot: Slot) -> bool:
+        for job in list(self.order()):
+            if job.process is not None:
+                continue  # an earlier run of it has yet to end
+            estimate = await self._admit(job, slot)
+            if estimate is None:
+                continue
+            if job.id in self._waits:
+                return False  # nobody overtakes it, or it would wait for ever
+            claimed = await self.commit(self._store.claim, job.id, slot.kind)
+            if claimed:
+                self._begin(claimed, slot, estimate)
+                return True
+        return False
+
+    async def _admit(self, job: Job, slot: Slot) -> Estimate | None:
+        """Whether a job may start on this slot; none: not here. Where it has to wait for memory, `_waits` knows it."""
+        try:
+            run = await self.commit(self._store.run, job)
+            estimate = await self._executor.estimate(run, slot)
+            if estimate.memory_bytes > estimate.total_bytes:
+                await self.wants(run)  # raises where it fits on no other device either
+                return None
+            self._wait_for_memory(job, slot, estimate)
+        except UserError as error:
+            await self.commit(self._store.fail, job.id, job.attempt, Failure(cause=error.cause, remedy=error.remedy))
+            return None
+        return estimate
+
+    def _wait_for_memory(self, job: Job, slot: Slot, estimate: Estimate) -> None:
+        beside = [active.memory_bytes for active in self._active.values() if active.slot.device == slot.device]
+        # Free memory knows what other programs hold; the runs beside it may yet take what they were estimated to need.
+        available = min(estimate.free_bytes, estimate.total_bytes - sum(beside))
+        if estimate.memory_bytes <= available:
+            self._waits.pop(job.id, None)
+            return
+        since, _ = self._waits.get(job.id, (time.monotonic(), ""))
+        if not beside and time.monotonic() - since > self._settings.memory_patience_seconds:
+            del self._waits[job.id]
+            raise _too_large(job.settings, estimate, available)
+        waiting = f"waits for memory: needs {_gib(estimate.memory_bytes)}, {_gib(available)} free"
+        if job.id not in self._waits:
+            self._waits[job.id] = (since, waiting)
+            self._events.tell("job", job.id, self.seen(job))
+
+    def _begin(self, job: Job, slot: Slot, estimate: Estimate) -> None:
+        active = _Active(job, slot, estimate.memory_bytes, preview=job.preview)
+        self._active[job.id] = active
+        if not self._is_wanted(active):  # cancelled since it was claimed
+            active.unwanted = True
+        active.task = asyncio.create_task(self._work(active), name=f"job {job.id}")
+
+    # Running
+
+    async def _work(self, active: _Active) -> None:
+        """One run from beginning to end. Whatever happens in it, the slot is free afterwards."""
+        job = active.job
+        try:
+            await self._compute(active)
+        except UserError as error:
+            await self._end_failed(active, Failure(cause=error.cause, remedy=error.remedy))
+        except LostRunError as error:
+            log.warning("job %s: %s", job.id, error)
+            await self._end_crashed(active, str(error))
+        except PoisonedDeviceError as error:
+            log.critical("job %s: %s", job.id, error)
+            await self._end_poisoned(active, error)
+        except Exception:
+            log.exception("job %s failed", job.id)
+            remedy = f"Retry it; if that doesn't help, the operator finds job {job.id[:6]} in the log"
+            await self._end_failed(active, Failure(cause="something went wrong in the studio", remedy=remedy))
+        await self._let_go(active)
+
+    async def _compute(self, active: _Active) -> None:
+        run = await self.commit(self._store.run, active.job)
+        active.resumed = run.checkpoint is not None
+        if active.unwanted:
+            return
+        output = None
+        async with contextlib.aclosing(self._executor.start(run, active.slot)) as updates:
+            async for update in updates:
+                if isinstance(update, Output):
+                    output = update
+                else:
+                    await self._take(active, update)
+        if output is not None:
+            await self._finish(active, output)
+        elif not active.unwanted:
+            raise LostRunError("the run ended without a result")
+
+    async def _take(self, active: _Active, update: Update) -> None:
+        match update:
+            case Progress():
+                self._take_progress(active, update)
+                await self._record(active)
+            case Preview():
+                await self._take_preview(active, update)
+            case Checkpoint():
+                await self._take_checkpoint(active, update)
+            case Losses():
+                active.points.extend(update.points)
+            case Remark():
+                await self._patiently(self._store.add_notice, active.job.id, active.job.attempt, update.text)
+
+    def _take_progress(self, active: _Active, progress: Progress) -> None:
+        size = (active.job.settings, active.job.width, active.job.height)
+        left, total = remaining_work(*size, progress), total_work(*size)
+        if active.work_before is None:
+            active.work_before = left if active.resumed else total
+        active.progress = progress.model_copy(update={"fraction": min(1.0, max(0.0, 1 - left / total))})
+        self._tell_run(active)
+
+    def _tell_run(self, active: _Active) -> None:
+        if self._is_wanted(active):
+            job = self._jobs[active.job.id]
+            self._events.tell("job", job.id, self.seen(job))
+
+    async def _take_preview(self, active: _Active, preview: Preview) -> None:
+        name = preview_name(active.job.id)
+        try:
+            await asyncio.to_thread(self._store.files.write, "previews", name, preview.data, sync=False)
+        except StorageError as error:
+            log.warning("job %s shows no preview: %s", active.job.id, error)
+            return
+        active.preview = max(time.time_ns() // 1_000_000, (active.preview or 0) + 1)
+        self._tell_run(active)
+
+    async def _take_checkpoint(self, active: _Active, checkpoint: Checkpoint) -> None:
+        job, name = active.job, checkpoint_name(active.job)
+        try:
+            await asyncio.to_thread(self._store.files.write, "checkpoints", name, checkpoint.data)
+            await self.commit(self._store.record_checkpoint, job.id, job.attempt, checkpoint.iteration)
+        except StorageError as error:
+            await self._tell_unsaved(active, error)
+
+    async def _tell_unsaved(self, active: _Active, error: StorageError) -> None:
+        """A job that can't be saved goes on; it is only less safe."""
+        log.warning("job %s can't be saved: %s", active.job.id, error)
+        if not active.unsaved:
+            active.unsaved = True
+            text = f"This job can't be saved on the way ({error.cause}), so a restart would begin it again."
+            with contextlib.suppress(StorageError):
+                await self.commit(self._store.add_notice, active.job.id, active.job.attempt, text)
+
+    async def _record(self, active: _Active, *, now: bool = False) -> None:
+        if not now and time.monotonic() - active.recorded < self._settings.record_seconds:
+            return
+        active.recorded = time.monotonic()
+        points, active.points = active.points, []
+        job = active.job
+        try:
+            await self.commit(self._store.record_progress, job.id, job.attempt, active.progress, active.preview, points)
+        except StorageError as error:
+            log.warning("progress of job %s can't be written down: %s", job.id, error)
+
+    # Ending
+
+    async def _finish(self, active: _Active, output: Output) -> None:
+        job, files = active.job, self._store.files
+        await self._record(active, now=True)
+        name = f"{new_id()}.{output.format}"
+        await asyncio.to_thread(files.write, "results", name, output.data)
+        seconds = time.monotonic() - active.began
+        result = Result(
+            file=name,
+            format=output.format,
+            width=output.width,
+            height=output.height,
+            bytes=len(output.data),
+            seconds=seconds,
+        )
+        if not await self._patiently(self._store.finish, job.id, job.attempt, result, active.progress):
+            await asyncio.to_thread(files.remove, "results", name)  # cancelled, paused or deleted at the last moment
+        elif not active.resumed:
+            await self._learn(active, seconds)
+
+    async def _learn(self, active: _Active, seconds: float) -> None:
+        job = active.job
+        work = total_work(job.settings, job.width, job.height)
+        timing = Timing(
+            active.slot.kind, job.settings.optimizer.name, job.network, job.width * job.height, work, seconds
+        )
+        self._paces.learn(timing)
+        with contextlib.suppress(StorageError):
+            await self.commit(self._store.learn, timing)
+
+    async def _end_failed(self, active: _Active, failure: Failure) -> None:
+        await self._record(active, now=True)
+        await self._patiently(self._store.fail, active.job.id, active.job.attempt, failure)
+
+    async def _end_poisoned(self, active: _Active, error: PoisonedDeviceError) -> None:
+        """The job counts as one that crashed the service; all others stop, to be resumed by the next process."""
+        if not self._fatal.done():
+            self._fatal.set_result(error)
+        await self._end_crashed(active, str(error))
+        for other in self._active.values():
+            if other is not active:
+                self._stop(other, keep=True)
+
+    async def _end_crashed(self, active: _Active, note: str) -> None:
+        """A run that was told to stop isn't to blame for how it ended; any other counts as running at a crash."""
+        job = active.job
+        if active.unwanted:
+            await self._patiently(self._store.hand_back, job.id, job.attempt, note)
+        else:
+            await self._patiently(self._store.crash, job.id, job.attempt, self._settings.crashes_in_a_row, note)
+
+    async def _let_go(self, active: _Active) -> None:
+        """Says, durably first, that nothing touches the job any more, and frees the slot."""
+        await self._patiently(self._store.hand_back, active.job.id, active.job.attempt, "stopped")
+        job = await self._patiently(self._store.release, active.job.id)
+        if job is None:  # deleted meanwhile, perhaps after the run wrote its last file
+            await asyncio.to_thread(self._store.remove_files, active.job)
+        del self._active[active.job.id]
+        self._executor.release(active.slot)
+        self._wake.set()
+
+    async def _patiently(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Commits the end of a run however long the disk is full: a result is not thrown away for that."""
+        while True:
+            try:
+                return await self.commit(change, *args, **kwargs)
+            except StorageError as error:
+                log.error("%s (trying again)", error)
+                await asyncio.sleep(self._settings.poll_seconds)
+
+    # Keeping house
+
+    async def _housekeep(self) -> None:
+        tidied = time.monotonic()
+        while True:
+            await asyncio.sleep(self._settings.poll_seconds * _RECOVERY_POLLS)
+            try:
+                await self.commit(self._store.recover, self._settings.crashes_in_a_row)
+                if time.monotonic() - tidied > _TIDY_SECONDS:
+                    tidied = time.monotonic()
+                    await self.commit(self._store.tidy, self._settings.keep_seconds, self._settings.keep_unused_seconds)
+            except StorageError as error:
+                log.error("the studio can't be tidied: %s", error)
+            except Exception:
+                log.exception("the studio could not be tidied")
+
+
+def _nothing() -> None:
+    """Changes nothing; `commit` still absorbs what others changed."""
+
+
+def _is_news(before: tuple[int, float | None] | None, now: tuple[int, float | None]) -> bool:
+    """Whether a place in the queue, or the time until done, changed enough to tell."""
+    if before is None or before[0] != now[0] or (before[1] is None) != (now[1] is None):
+        return True
+    return before[1] is not None and now[1] is not None and abs(before[1] - now[1]) > 5 + 0.1 * before[1]
+
+
+def _too_large(settings: Settings, estimate: Estimate, available: int) -> MemoryLimitError:
+    cause = f"level {settings.levels} needs {_gib(estimate.memory_bytes)} of memory, and there is {_gib(available)}"
+    largest = estimate.largest_level
+    smaller = largest is not None and largest < settings.levels
+    return MemoryLimitError(
+        cause, f"Choose level {largest}, the largest that fits" if smaller else "Choose a smaller level"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
