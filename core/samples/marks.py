@@ -158,7 +158,8 @@ def _normals(paths: Array) -> Array:
 
 
 def _rotated(y: Array, x: Array, angle: Array) -> Array:
-    return np.stack([x * np.sin(angle) + y * np.cos(angle), x * np.cos(angle) - y * np.sin(angle)], -1)
+    sin, cos = np.sin(angle), np.cos(angle)
+    return np.stack([x * sin + y * cos, x * cos - y * sin], -1)
 
 
 # ── Cells ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -179,13 +180,14 @@ def voronoi(canvas: Canvas, seeds: Array, angles: Array | None = None) -> Cells:
     (A. Hausner, "Simulating Decorative Mosaics", SIGGRAPH 2001).
     """
     places = np.stack(np.broadcast_arrays(*canvas.grid), -1).reshape(-1, 2)
-    distance, index = cKDTree(seeds).query(places, k=2 if angles is None else 6)
+    distance, index = cKDTree(seeds).query(places, k=2 if angles is None else 5)
     if angles is not None:
         offset = places[:, None] - seeds[index]
-        offset = _rotated(offset[..., 0], offset[..., 1], angles[index])
-        distance = (offset**6).sum(-1) ** (1 / 6)
-        nearest = np.argsort(distance, axis=1)[:, :2]
-        index, distance = np.take_along_axis(index, nearest, 1), np.take_along_axis(distance, nearest, 1)
+        squares = _rotated(offset[..., 0], offset[..., 1], angles[index]) ** 2
+        sixth_powers = (squares * squares * squares).sum(-1)
+        nearest = np.argsort(sixth_powers, axis=1)[:, :2]
+        index = np.take_along_axis(index, nearest, 1)
+        distance = np.take_along_axis(sixth_powers, nearest, 1) ** (1 / 6)
     border = (distance[:, 1] - distance[:, 0]) / 2
     shape = canvas.height, canvas.width
     return Cells(index[:, 0].reshape(shape), border.reshape(shape).astype(np.float32))
