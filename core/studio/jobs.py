@@ -356,7 +356,7 @@ class Run:
     styles: tuple[Path, ...]
     start: Path | None = None
     checkpoint: Path | None = None
-    """Where to go on; none: begin."""
+    """Where the latest checkpoint is, if there is one."""
 
 
 @dataclass(frozen=True)

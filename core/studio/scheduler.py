@@ -356,7 +356,6 @@ class _Active:
     slot: Slot
     memory_bytes: int
     began: float = field(default_factory=time.monotonic)
-    resumed: bool = False
     progress: Progress | None = None
     work_before: float | None = None
     """Work that was left when it began."""
@@ -367,6 +366,8 @@ class _Active:
     """The owner knows that it can't be saved."""
     unwanted: bool = False
     """It has been told to stop."""
+    over: bool = False
+    """The executor is done with it."""
     task: "asyncio.Task[None] | None" = None
 
 
@@ -423,7 +424,7 @@ class Scheduler:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         with contextlib.suppress(StorageError):  # then it counts as a crash
-            await self.commit(self._store.hand_back_all, "the service was stopped")
+            await self.commit(self._store.release_all, "the service was stopped")
         if self._queue_news:
             self._queue_news.cancel()
         self._events.close()
@@ -551,8 +552,9 @@ class Scheduler:
         return job is not None and job.state is JobState.RUNNING and job.attempt == active.job.attempt
 
     def _stop(self, active: _Active, *, keep: bool) -> None:
-        active.unwanted = True
-        self._executor.cancel(active.job.id, active.job.attempt, keep=keep)
+        if not active.over:
+            active.unwanted = True
+            self._executor.cancel(active.job.id, active.job.attempt, keep=keep)
 
     def _queue_changed(self) -> None:
         """Wakes the dispatcher now, and tells queued jobs their new places soon, once for many changes."""
@@ -604,9 +606,10 @@ class Scheduler:
     # Starting
 
     async def _dispatch(self) -> None:
-        while True:
+        while not self._closing:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.poll_seconds)
+                async with asyncio.timeout(self._settings.poll_seconds):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 await self.commit(_nothing)  # absorbs what other processes changed
@@ -648,7 +651,7 @@ class Scheduler:
     async def _admit(self, job: Job, slot: Slot) -> Estimate | None:
         """Whether a job may start on this slot; none: not here. Where it has to wait for memory, `_waits` knows it."""
         try:
-            run = await self.commit(self._store.run, job)
+            run = self._store.run(job)
             estimate = await self._executor.estimate(run, slot)
             if estimate.memory_bytes > estimate.total_bytes:
                 await self.wants(run)  # raises where it fits on no other device either
@@ -704,17 +707,19 @@ class Scheduler:
         await self._let_go(active)
 
     async def _compute(self, active: _Active) -> None:
-        run = await self.commit(self._store.run, active.job)
-        active.resumed = run.checkpoint is not None
         if active.unwanted:
             return
         output = None
-        async with contextlib.aclosing(self._executor.start(run, active.slot)) as updates:
-            async for update in updates:
-                if isinstance(update, Output):
-                    output = update
-                else:
-                    await self._take(active, update)
+        run = self._store.run(active.job)
+        try:
+            async with contextlib.aclosing(self._executor.start(run, active.slot)) as updates:
+                async for update in updates:
+                    if isinstance(update, Output):
+                        output = update
+                    else:
+                        await self._take(active, update)
+        finally:
+            active.over = True
         if output is not None:
             await self._finish(active, output)
         elif not active.unwanted:
@@ -738,7 +743,7 @@ class Scheduler:
         size = (active.job.settings, active.job.width, active.job.height)
         left, total = remaining_work(*size, progress), total_work(*size)
         if active.work_before is None:
-            active.work_before = left if active.resumed else total
+            active.work_before = left if active.job.checkpoint_iteration else total
         active.progress = progress.model_copy(update={"fraction": min(1.0, max(0.0, 1 - left / total))})
         self._tell_run(active)
 
@@ -756,6 +761,7 @@ class Scheduler:
             return
         active.preview = max(time.time_ns() // 1_000_000, (active.preview or 0) + 1)
         self._tell_run(active)
+        await self._record(active)
 
     async def _take_checkpoint(self, active: _Active, checkpoint: Checkpoint) -> None:
         job, name = active.job, checkpoint_name(active.job)
@@ -789,7 +795,6 @@ class Scheduler:
 
     async def _finish(self, active: _Active, output: Output) -> None:
         job, files = active.job, self._store.files
-        await self._record(active, now=True)
         name = f"{new_id()}.{output.format}"
         await asyncio.to_thread(files.write, "results", name, output.data)
         seconds = time.monotonic() - active.began
@@ -801,20 +806,12 @@ class Scheduler:
             bytes=len(output.data),
             seconds=seconds,
         )
-        if not await self._patiently(self._store.finish, job.id, job.attempt, result, active.progress):
+        timing = None if job.checkpoint_iteration else _timing(active, seconds)  # of whole runs only
+        finish = (job.id, job.attempt, result, active.progress, active.points, timing)
+        if not await self._patiently(self._store.finish, *finish):
             await asyncio.to_thread(files.remove, "results", name)  # cancelled, paused or deleted at the last moment
-        elif not active.resumed:
-            await self._learn(active, seconds)
-
-    async def _learn(self, active: _Active, seconds: float) -> None:
-        job = active.job
-        work = total_work(job.settings, job.width, job.height)
-        timing = Timing(
-            active.slot.kind, job.settings.optimizer.name, job.network, job.width * job.height, work, seconds
-        )
-        self._paces.learn(timing)
-        with contextlib.suppress(StorageError):
-            await self.commit(self._store.learn, timing)
+        elif timing:
+            self._paces.learn(timing)
 
     async def _end_failed(self, active: _Active, failure: Failure) -> None:
         await self._record(active, now=True)
@@ -832,15 +829,12 @@ class Scheduler:
     async def _end_crashed(self, active: _Active, note: str) -> None:
         """A run that was told to stop isn't to blame for how it ended; any other counts as running at a crash."""
         job = active.job
-        if active.unwanted:
-            await self._patiently(self._store.hand_back, job.id, job.attempt, note)
-        else:
+        if not active.unwanted:
             await self._patiently(self._store.crash, job.id, job.attempt, self._settings.crashes_in_a_row, note)
 
     async def _let_go(self, active: _Active) -> None:
         """Says, durably first, that nothing touches the job any more, and frees the slot."""
-        await self._patiently(self._store.hand_back, active.job.id, active.job.attempt, "stopped")
-        job = await self._patiently(self._store.release, active.job.id)
+        job = await self._patiently(self._store.release, active.job.id, "stopped")
         if job is None:  # deleted meanwhile, perhaps after the run wrote its last file
             await asyncio.to_thread(self._store.remove_files, active.job)
         del self._active[active.job.id]
@@ -871,6 +865,12 @@ class Scheduler:
                 log.error("the studio can't be tidied: %s", error)
             except Exception:
                 log.exception("the studio could not be tidied")
+
+
+def _timing(active: _Active, seconds: float) -> Timing:
+    job, optimizer = active.job, active.job.settings.optimizer.name
+    work = total_work(job.settings, job.width, job.height)
+    return Timing(active.slot.kind, optimizer, job.network, job.width * job.height, work, seconds)
 
 
 def _nothing() -> None:

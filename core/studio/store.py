@@ -29,7 +29,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -410,7 +410,6 @@ class Store:
 
     def run(self, job: Job) -> Run:
         """The job as an executor needs it."""
-        checkpoint = self.files.path("checkpoints", checkpoint_name(job))
         return Run(
             job_id=job.id,
             attempt=job.attempt,
@@ -418,7 +417,7 @@ class Store:
             content=self.files.path("inputs", job.content),
             styles=tuple(self.files.path("inputs", style) for style in job.styles),
             start=self.files.path("inputs", job.start) if job.start else None,
-            checkpoint=checkpoint if checkpoint.is_file() else None,
+            checkpoint=self.files.path("checkpoints", checkpoint_name(job)),
         )
 
     def claim(self, job_id: str, kind: str) -> Job | None:
@@ -447,11 +446,10 @@ class Store:
             preview: Version of the preview.
             points: New points of the chart; one that was there before a resume is replaced.
         """
-        rows = [(job_id, attempt, point.iteration, point.model_dump_json()) for point in points]
         with self._transaction():
             if job := self._ours(job_id, attempt):
                 self._write(job.model_copy(update={"progress": progress, "preview": preview}))
-                self._connection.executemany("INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?)", rows)
+                self._draw(job, points)
 
     def record_checkpoint(self, job_id: str, attempt: int, iteration: int) -> None:
         """Notes that the run was saved at this iteration (its file is there already)."""
@@ -468,14 +466,35 @@ class Store:
                 notice = Notice(time=time.time(), text=text)
                 self._write(job.model_copy(update={"notices": (*job.notices, notice)}))
 
-    def finish(self, job_id: str, attempt: int, result: Result, progress: Progress | None) -> bool:
-        """Ends a run of this process with its result; false where the job isn't ours (any more)."""
+    def finish(
+        self,
+        job_id: str,
+        attempt: int,
+        result: Result,
+        progress: Progress | None = None,
+        points: Iterable[LossPoint] = (),
+        timing: Timing | None = None,
+    ) -> bool:
+        """Ends a run of this process with its result; false where the job isn't ours (any more).
+
+        Args:
+            job_id: The job.
+            attempt: That was running.
+            result: The picture, whose file is there already.
+            progress: At the end.
+            points: The last ones of the chart.
+            timing: What may be learnt from it.
+        """
         with self._transaction():
             job = self._ours(job_id, attempt)
             if job is None:
                 return False
             done = {"result": result, "progress": progress, "finished": time.time(), "process": None, "crashes": 0}
             job = self._move(job, JobState.DONE, "done", **done)
+            self._draw(job, points)
+            if timing:
+                row = (time.time(), *astuple(timing))
+                self._connection.execute("INSERT INTO timings VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._drop_checkpoint(job)
         return True
 
@@ -492,36 +511,30 @@ class Store:
         self._drop_checkpoint(job)
         return True
 
-    def hand_back(self, job_id: str, attempt: int, note: str) -> None:
-        """Queues a job whose run had to stop through no fault of its own; it goes on first, from where it was saved."""
-        with self._transaction():
-            if job := self._ours(job_id, attempt):
-                self._move(job, JobState.QUEUED, note, process=None, interrupted=True)
+    def release(self, job_id: str, note: str) -> Job | None:
+        """Says that no run of this process touches the job any more; the job as it is then.
 
-    def hand_back_all(self, note: str) -> None:
-        """Hands back whatever this process still runs; called when it computes nothing any more."""
+        One that is still running had to stop through no fault of its own: it goes on first, from where it was saved.
+        """
+        with self._transaction():
+            job = self._find(job_id)
+            if job and job.process == self.process:
+                job = self._release(job, note)
+        if job and not job.state.pending:
+            self._drop_checkpoint(job)
+        return job
+
+    def release_all(self, note: str) -> None:
+        """Lets go of whatever this process still runs; called when it computes nothing any more."""
         with self._transaction():
             for job in self._select("process = ?", self.process):
-                if job.state is JobState.RUNNING:
-                    self._move(job, JobState.QUEUED, note, process=None, interrupted=True)
-                else:
-                    self._write(job.model_copy(update={"process": None}))
+                self._release(job, note)
 
     def crash(self, job_id: str, attempt: int, limit: int, note: str) -> None:
         """Queues a job that was running in a crash, or fails it where it never gets past one."""
         with self._transaction():
             if job := self._ours(job_id, attempt):
                 self._crash(job, limit, note)
-
-    def release(self, job_id: str) -> Job | None:
-        """Says that no run of this process touches the job any more; the job as it is then."""
-        with self._transaction():
-            job = self._find(job_id)
-            if job and job.process == self.process:
-                job = self._write(job.model_copy(update={"process": None}))
-        if job and not job.state.pending:
-            self._drop_checkpoint(job)
-        return job
 
     # What a restart does
 
@@ -678,16 +691,8 @@ class Store:
         with self._reading():
             return dict(self._rows("SELECT owner, max(started) FROM jobs WHERE started IS NOT NULL GROUP BY owner"))
 
-    # Timings
-
-    def learn(self, timing: Timing) -> None:
-        """Remembers what a job took."""
-        row = (timing.kind, timing.optimizer, timing.network, timing.pixels, timing.work, timing.seconds)
-        with self._transaction():
-            self._connection.execute("INSERT INTO timings VALUES (?, ?, ?, ?, ?, ?, ?)", (time.time(), *row))
-
     def timings(self, limit: int = 1000) -> list[Timing]:
-        """The latest timings, the newest first."""
+        """What finished jobs took, the latest first."""
         query = "SELECT kind, optimizer, network, pixels, work, seconds FROM timings ORDER BY time DESC LIMIT ?"
         with self._reading():
             return [Timing(*row) for row in self._rows(query, limit)]
@@ -798,9 +803,18 @@ class Store:
         self._log(moved, job.state, note)
         return moved
 
+    def _draw(self, job: Job, points: Iterable[LossPoint]) -> None:
+        rows = [(job.id, job.attempt, point.iteration, point.model_dump_json()) for point in points]
+        self._connection.executemany("INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?)", rows)
+
     def _fail(self, job: Job, failure: Failure, **changes: Any) -> Job:
         ended = {"error": failure, "finished": time.time(), "process": None, "interrupted": False}
         return self._move(job, JobState.FAILED, str(failure), **(ended | changes))
+
+    def _release(self, job: Job, note: str) -> Job:
+        if job.state is JobState.RUNNING:
+            return self._move(job, JobState.QUEUED, note, process=None, interrupted=True)
+        return self._write(job.model_copy(update={"process": None}))
 
     def _crash(self, job: Job, limit: int, note: str) -> Job:
         """Two crashes are in a row where the job wasn't saved any further between them.
@@ -857,7 +871,7 @@ class Store:
                 if job.state is JobState.RUNNING:
                     self._crash(job, limit, "the process that ran it has ended")
                 else:
-                    self._write(job.model_copy(update={"process": None}))
+                    self._release(job, "")
 
     def _drop_checkpoint(self, job: Job) -> None:
         self.files.remove("checkpoints", checkpoint_name(job))

@@ -1,0 +1,393 @@
+"""Computing in threads beside the loop: what crosses, what stops, what goes wrong."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import sys
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from core.config import Settings
+from core.errors import MemoryLimitError
+from core.studio import Job, Studio
+from core.studio.executors.local import LocalExecutor, Mailbox
+from core.studio.jobs import (
+    Checkpoint,
+    JobState,
+    Losses,
+    LossPoint,
+    Output,
+    PoisonedDeviceError,
+    Preview,
+    Progress,
+    Remark,
+    Run,
+    Slot,
+    StudioSettings,
+    Update,
+)
+from tests.studio_doubles import GIB, QUICK, SMALL, Rehearsal, open_studio, progress, rehearsed, submit
+
+SLOT = Slot("cpu", "cpu", "test")
+EXPECTED = rehearsed(b"content", b"style", 60)
+
+
+def executor_of(directory: Path, backend: Rehearsal, settings: StudioSettings = QUICK) -> LocalExecutor:
+    (directory / "locks").mkdir(exist_ok=True)
+    return LocalExecutor(directory / "locks", settings, backend)
+
+
+def run_of(directory: Path, settings: Settings = SMALL, checkpoint: bytes | None = None) -> Run:
+    content, style, saved = (directory / name for name in ("content", "style", "checkpoint"))
+    content.write_bytes(b"content")
+    style.write_bytes(b"style")
+    if checkpoint is not None:
+        saved.write_bytes(checkpoint)
+    return Run("job", 1, settings, content, (style,), checkpoint=saved)
+
+
+async def updates_of(executor: LocalExecutor, run: Run) -> list[Update]:
+    async with asyncio.timeout(10):
+        return [update async for update in executor.start(run, SLOT)]
+
+
+def remarks(updates: list[Update]) -> list[str]:
+    return [update.text for update in updates if isinstance(update, Remark)]
+
+
+# ── The mailbox ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_busy_loop_gets_the_latest_only_and_all_that_must_not_be_lost() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop())
+    points = [LossPoint(iteration=number, seconds=0.0, loss=1.0, levels=()) for number in range(100)]
+
+    def thread() -> None:
+        for number in range(100):
+            mailbox.put(progress(number, 100))
+            mailbox.put(Preview(b"%d" % number))
+            mailbox.put(Checkpoint(b"%d" % number, number))
+            mailbox.put(Losses((points[number],)))
+        mailbox.put(Remark("that was all"))
+        mailbox.put(Output(b"picture", "png", 1, 1))
+        mailbox.end()
+
+    await asyncio.to_thread(thread)  # this coroutine, the mailbox's reader, has been away all the time
+    updates = [update async for update in mailbox.updates()]
+    kinds = [type(update) for update in updates]
+    assert kinds == [Progress, Preview, Checkpoint, *[Losses] * 100, Remark, Output]
+    assert updates[:3] == [progress(99, 100), Preview(b"99"), Checkpoint(b"99", 99)]
+
+
+async def test_what_came_before_an_error_is_given_out_before_it() -> None:
+    mailbox = Mailbox(asyncio.get_running_loop())
+    mailbox.put(Remark("careful"))
+    mailbox.end(ValueError("no"))
+    seen = []
+    with pytest.raises(ValueError, match="no"):
+        async for update in mailbox.updates():
+            seen.append(update)
+    assert seen == [Remark("careful")]
+
+
+def test_a_thread_outlives_a_closed_loop_quietly() -> None:
+    loop = asyncio.new_event_loop()
+    mailbox = Mailbox(loop)
+    loop.close()
+    mailbox.put(progress(1))
+    mailbox.end()
+
+
+# ── One run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_run_tells_its_progress_and_ends_with_the_picture(tmp_path: Path) -> None:
+    updates = await updates_of(executor_of(tmp_path, Rehearsal()), run_of(tmp_path))
+    told = [update.iteration for update in updates if isinstance(update, Progress)]
+    assert told == sorted(told)
+    assert told[-1] == 60
+    points = [point.iteration for update in updates if isinstance(update, Losses) for point in update.points]
+    assert points == list(range(1, 61)), "the chart misses nothing"
+    assert updates[-1] == Output(EXPECTED, "png", 256, 256)
+    assert {Preview, Checkpoint} <= {type(update) for update in updates}
+
+
+async def test_a_long_run_has_a_chart_of_bounded_size(tmp_path: Path) -> None:
+    rarely = QUICK.model_copy(update={"preview_seconds": 9.0, "checkpoint_seconds": 9.0, "progress_seconds": 9.0})
+    updates = await updates_of(executor_of(tmp_path, Rehearsal(steps=20_000), rarely), run_of(tmp_path))
+    points = [point for update in updates if isinstance(update, Losses) for point in update.points]
+    assert len(points) == 1000
+    assert len([update for update in updates if isinstance(update, Preview)]) == 1, "the first, at once"
+    assert not [update for update in updates if isinstance(update, Checkpoint)]
+
+
+async def test_a_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    backend = Rehearsal()
+    half = b"40:" + rehearsed(b"content", b"style", 40)
+    updates = await updates_of(executor_of(tmp_path, backend), run_of(tmp_path, checkpoint=half))
+    assert updates[-1] == Output(EXPECTED, "png", 256, 256)
+    assert backend.evaluations == 20
+
+
+async def test_a_corrupt_checkpoint_is_told_and_the_run_begins_again(tmp_path: Path) -> None:
+    backend = Rehearsal()
+    updates = await updates_of(executor_of(tmp_path, backend), run_of(tmp_path, checkpoint=b"40:torn"))
+    assert updates[-1] == Output(EXPECTED, "png", 256, 256)
+    assert backend.evaluations == 60
+    assert remarks(updates) == [
+        "What was saved of this job can't be used (the checkpoint is damaged); it begins again."
+    ]
+
+
+async def test_a_checkpoint_that_cannot_be_read_is_like_a_corrupt_one(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    updates = await updates_of(executor_of(tmp_path, Rehearsal()), run)
+    assert updates[-1] == Output(EXPECTED, "png", 256, 256)
+    assert "it begins again" in remarks(updates)[0]
+
+
+@dataclass
+class Gate:
+    """Holds a run in one of its evaluations until a test lets it go."""
+
+    iteration: int
+
+    def __post_init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, run: Run, iteration: int) -> None:
+        if iteration == self.iteration:
+            self.reached.set()
+            assert self.opened.wait(10)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_cancel_takes_effect_within_one_evaluation(tmp_path: Path, keep: bool) -> None:
+    gate = Gate(20)
+    backend = Rehearsal(hook=gate)
+    executor = executor_of(tmp_path, backend, QUICK.model_copy(update={"checkpoint_seconds": 99.0}))
+    collecting = asyncio.create_task(updates_of(executor, run_of(tmp_path)))
+    await asyncio.to_thread(gate.reached.wait, 10)
+    executor.cancel("job", 1, keep=keep)
+    gate.opened.set()
+    updates = await collecting
+    assert backend.evaluations == 20, "the one that it was in, and none after it"
+    assert backend.closed == 1
+    saved = [update for update in updates if isinstance(update, Checkpoint)]
+    assert saved == ([Checkpoint(b"20:" + rehearsed(b"content", b"style", 20), 20)] if keep else [])
+    assert not [update for update in updates if isinstance(update, Output)]
+
+
+async def test_cancel_of_another_attempt_or_job_does_nothing(tmp_path: Path) -> None:
+    gate = Gate(20)
+    executor = executor_of(tmp_path, Rehearsal(hook=gate))
+    collecting = asyncio.create_task(updates_of(executor, run_of(tmp_path)))
+    await asyncio.to_thread(gate.reached.wait, 10)
+    executor.cancel("job", 2, keep=False)
+    executor.cancel("another", 1, keep=False)
+    gate.opened.set()
+    assert (await collecting)[-1] == Output(EXPECTED, "png", 256, 256)
+    executor.cancel("job", 1, keep=False)  # it has ended
+
+
+async def test_computing_happens_in_a_thread_named_after_its_slot(tmp_path: Path) -> None:
+    threads = set()
+    backend = Rehearsal(hook=lambda run, iteration: threads.add(threading.current_thread()))
+    await updates_of(executor_of(tmp_path, backend), run_of(tmp_path))
+    assert {thread.name for thread in threads} == {"cpu"}
+    assert threading.main_thread() not in threads
+    assert not any(thread.is_alive() for thread in threads)
+
+
+# ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Picture:
+    """Something large, whose end can be seen."""
+
+
+def greedy(limit: float, seen: list[weakref.ref[Picture]], alive: list[int]) -> Callable[[Run, int], None]:
+    """A hook that runs out of memory at iteration 20 unless the run may use less than `limit` GiB."""
+
+    def hook(run: Run, iteration: int) -> None:
+        alive.append(sum(reference() is not None for reference in seen))
+        picture = Picture()
+        seen.append(weakref.ref(picture))
+        if iteration == 20 and (run.settings.max_memory or 99.0) >= limit:
+            raise MemoryError("no more")
+
+    return hook
+
+
+@pytest.mark.parametrize(("max_memory", "expected"), [(None, "4.0 GiB"), (6.0, "3.0 GiB")])
+async def test_out_of_memory_is_tried_once_more_in_smaller_pieces(
+    tmp_path: Path, max_memory: float | None, expected: str
+) -> None:
+    seen, alive = list[weakref.ref[Picture]](), list[int]()
+    backend = Rehearsal(hook=greedy(5.0, seen, alive))
+    run = run_of(tmp_path, SMALL.changed({"max_memory": max_memory}))
+    updates = await updates_of(executor_of(tmp_path, backend), run)
+    assert updates[-1] == Output(EXPECTED, "png", 256, 256)
+    assert remarks(updates) == [f"Memory ran out on cpu; computing it in smaller pieces ({expected})."]
+    assert alive[20] == 0, "before the second try, everything of the first is gone"
+    assert backend.cleaned == ["cpu", "cpu"]
+
+
+async def test_out_of_memory_twice_is_refused_and_the_next_job_runs(tmp_path: Path) -> None:
+    backend = Rehearsal(hook=greedy(0.0, [], []))
+    executor = executor_of(tmp_path, backend)
+    with pytest.raises(MemoryLimitError, match="twice.*Choose level 1"):
+        await updates_of(executor, run_of(tmp_path, Settings(levels=2)))
+    backend._hook = lambda run, iteration: None
+    assert (await updates_of(executor, run_of(tmp_path)))[-1] == Output(EXPECTED, "png", 256, 256)
+
+
+async def test_an_error_holds_no_picture(tmp_path: Path) -> None:
+    pictures: list[weakref.ref[Picture]] = []
+
+    def failing(run: Run, iteration: int) -> None:
+        picture = Picture()
+        pictures.append(weakref.ref(picture))
+        raise ValueError("a bug")
+
+    try:
+        await updates_of(executor_of(tmp_path, Rehearsal(hook=failing)), run_of(tmp_path))
+    except ValueError as error:
+        gc.collect()
+        assert pictures[0]() is None
+        assert "failing" in [entry.name for entry in _entries(error)], "but the log still has its line"
+
+
+def _entries(error: BaseException) -> list[object]:
+    import traceback
+
+    return list(traceback.extract_tb(error.__traceback__))
+
+
+# ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_error_on_a_poisoned_device_is_told_as_that(tmp_path: Path) -> None:
+    def illegal(run: Run, iteration: int) -> None:
+        backend.poison = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    backend = Rehearsal(hook=illegal)
+    with pytest.raises(PoisonedDeviceError, match="illegal memory access"):
+        await updates_of(executor_of(tmp_path, backend), run_of(tmp_path))
+
+
+async def test_a_poisoned_device_brings_the_studio_to_an_end_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    def illegal(run: Run, iteration: int) -> None:
+        backend.poison = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    backend = Rehearsal(hook=illegal)
+    async with asyncio.timeout(30), local_studio(tmp_path, backend) as studio:
+        job = await submit(studio)
+        assert "illegal" in str(await studio.until_fatal())
+    async with asyncio.timeout(30), local_studio(tmp_path, Rehearsal()) as studio:
+        assert (await studio.wait(job.id)).state is JobState.DONE
+
+
+async def test_processes_take_turns_on_a_device(tmp_path: Path) -> None:
+    mine, theirs = executor_of(tmp_path, Rehearsal()), executor_of(tmp_path, Rehearsal())
+    assert mine.reserve(SLOT)
+    assert not theirs.reserve(SLOT)
+    mine.release(SLOT)
+    assert theirs.reserve(SLOT)
+    await theirs.close()
+    assert mine.reserve(SLOT), "closing lets go"
+    await mine.close()
+
+
+async def test_a_device_that_another_process_has_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    lock = FileLock(tmp_path / "locks" / "device-cpu.lock", thread_local=False)
+    lock.acquire()
+    async with asyncio.timeout(30), local_studio(tmp_path, Rehearsal()) as studio:
+        job = await submit(studio)
+        await asyncio.sleep(4 * QUICK.poll_seconds)
+        assert (await studio.job(job.id)).state is JobState.QUEUED
+        lock.release()
+        assert (await studio.wait(job.id)).state is JobState.DONE
+
+
+async def test_two_studios_on_one_device_never_compute_at_once(tmp_path: Path) -> None:
+    computing, most = 0, 0
+    counting = threading.Lock()
+
+    def hook(run: Run, iteration: int) -> None:
+        nonlocal computing, most
+        with counting:
+            computing += iteration == 1
+            most = max(most, computing)
+            computing -= iteration == 60
+
+    async with (
+        asyncio.timeout(60),
+        local_studio(tmp_path, Rehearsal(hook=hook)) as lab,
+        local_studio(tmp_path, Rehearsal(hook=hook)) as bot,
+    ):
+        jobs = [await submit(studio, owner) for studio, owner in [(lab, "lab"), (bot, "tg:1")] * 6]
+        done = await asyncio.gather(*(lab.wait(job.id) for job in jobs))
+    assert {job.state for job in done} == {JobState.DONE}
+    assert most == 1
+
+
+@contextlib.asynccontextmanager
+async def local_studio(directory: Path, backend: Rehearsal, settings: StudioSettings = QUICK) -> AsyncIterator[Studio]:
+    async with open_studio(directory, executor_of(directory, backend, settings), settings) as studio:
+        yield studio
+
+
+# ── The loop stays free ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def burn(run: Run, iteration: int) -> None:
+    """Holds the interpreter as torch does: bursts of Python between long operations that let go of it."""
+    for _ in range(20):
+        end = time.perf_counter() + 0.002
+        while time.perf_counter() < end:
+            pass
+        time.sleep(0.002)
+
+
+async def delays_while(busy: asyncio.Task[Job]) -> list[float]:
+    """How late the loop is whenever it should wake after 5 ms."""
+    delays = []
+    while not busy.done():
+        began = time.perf_counter()
+        await asyncio.sleep(0.005)
+        delays.append(time.perf_counter() - began - 0.005)
+    return sorted(delays)
+
+
+async def test_the_loop_stays_free_while_jobs_run_at_full_tilt(tmp_path: Path) -> None:
+    """Two jobs, previews and checkpoints as often as they come, fifty pages open: the 99th percentile is under 50 ms."""
+    slots = [Slot(f"cpu.{number}", "cpu", "test") for number in range(2)]
+    backend = Rehearsal(steps=40, hook=burn, slots=slots)
+    async with asyncio.timeout(60), local_studio(tmp_path, backend) as studio:
+        pages = [asyncio.create_task(_read(studio)) for _ in range(50)]
+        jobs = [await submit(studio), await submit(studio)]
+        delays = await delays_while(asyncio.create_task(studio.wait(jobs[1].id)))
+        assert (await studio.wait(jobs[0].id)).state is JobState.DONE
+    await asyncio.gather(*pages)
+    assert len(delays) > 100
+    assert delays[int(0.99 * len(delays))] < 0.050
+
+
+async def _read(studio: Studio) -> None:
+    with studio.subscribe() as events:
+        async for event in events:
+            assert event.job is None or event.job.public()
