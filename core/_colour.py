@@ -85,9 +85,9 @@ def _is_srgb(icc: bytes) -> bool:
 def _apply(samples: Samples, icc: bytes) -> Floats:
     """Relative colorimetric with black point compensation: exact for RGB, and what printers' CMYK is made for.
 
-    LittleCMS is exact from floats, and from 8-bit RGB ten times quicker and still within 0.6/255. From 16-bit integers
-    it interpolates in a coarse grid, off by up to 19/255 in dark saturated colours, so these come here as floats. Ink
-    tables are no finer than 8 bits.
+    LittleCMS is exact from floats; from 8-bit RGB it is ten times quicker and still within 0.6/255. From 16-bit
+    integers it interpolates in a coarse grid, off by up to 19/255 in dark saturated colours, so these come here as
+    floats. Ink tables are no finer than 8 bits.
     """
     if samples.shape[2] == 4 and samples.dtype != np.uint8:
         samples = np.rint(samples * 255).astype(np.uint8)
@@ -97,9 +97,8 @@ def _apply(samples: Samples, icc: bytes) -> Floats:
         srgb_profile(),
         colorspace={1: "gray", 3: "rgb", 4: "cmyk"}[samples.shape[2]],
         outcolorspace="rgb",
-        outdtype="uint16" if samples.dtype == np.uint8 else "float32",
+        outdtype="uint16",
         intent=imagecodecs.CMS.INTENT.RELATIVE_COLORIMETRIC,
         flags=imagecodecs.CMS.FLAGS.BLACKPOINTCOMPENSATION,
     )
-    floats: Floats = np.nan_to_num(unit(converted)).clip(0, 1)
-    return floats
+    return unit(converted)

@@ -153,8 +153,8 @@ def _open_tiff(file: File) -> Iterator[tifffile.TiffFile]:
 
 def _first_page(tiff: tifffile.TiffFile) -> tifffile.TiffPage:
     page = tiff.pages.first
-    if not isinstance(page.bitspersample, int):
-        raise ValueError("channels of unequal depth")
+    if not all(isinstance(value, int) for value in (page.imagelength, page.imagewidth, page.bitspersample)):
+        raise ValueError("a damaged size, or channels of unequal depth")
     return page
 
 
@@ -276,7 +276,7 @@ def decode(file: File) -> Decoded:
         if file.format == "TIFF":
             with _open_tiff(file) as tiff:
                 page = _first_page(tiff)
-                _check_extent(page, file)
+                _check_tiles(page)
                 if page.bitspersample > 8:
                     return _decode_deep_tiff(page, file)
         return _decode_with_pillow(file)
@@ -349,12 +349,10 @@ def _known_kind(page: tifffile.TiffPage, file: File) -> str:
     return kind
 
 
-def _check_extent(page: tifffile.TiffPage, file: File) -> None:
-    """Refuses what would take more memory than the picture's size tells, and a file that ends too soon."""
+def _check_tiles(page: tifffile.TiffPage) -> None:
+    """Refuses what would take far more memory than the picture's size tells."""
     if page.is_tiled and page.tilewidth * page.tilelength > max(4 * page.imagewidth * page.imagelength, 1 << 20):
         raise ValueError("tiles far larger than the picture")
-    if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > len(file.data):
-        raise EOFError("pixels beyond the end of the file")
 
 
 def _arrange(samples: Samples, colours: int, icc: bytes | None, orientation: Any) -> Decoded:

@@ -24,7 +24,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
