@@ -67,6 +67,10 @@ class Plan:
         averaging: Steps over which the weights that are used are averaged.
         kept: Samples of either kind that are kept to learn from, the newest.
         fresh: New samples of pictures per episode.
+        first: Crops from which the student is initialised.
+        episodes: How many evaluations an episode has: one of these, drawn anew for each.
+        tasks: Tasks of an examination.
+        examination: Evaluations for each of them.
         examine_every: Minutes between two examinations.
         seed: Of everything that is random. The two threads meet as the clock has it, so that a second run gives another
             network, of the same quality.
@@ -76,12 +80,16 @@ class Plan:
     widths: tuple[int, ...] = WIDTHS
     side: int = 128
     batch: int = 6
-    rate: float = 5e-4
+    rate: float = 4e-3
     warm_up: int = 150
     gram_weight: float = 1.5
     averaging: int = 250
     kept: int = 320
     fresh: int = 5
+    first: int = 48
+    episodes: tuple[int, ...] = (60, 60, 60, 100, 160)
+    tasks: int = 4
+    examination: int = 60
     examine_every: float = 10.0
     seed: int = 0
 
@@ -213,7 +221,7 @@ class Supply:
 
     def _episode(self) -> list[Sample]:
         task = draw_task(self.crops, self.plan.side, self.device)
-        evaluations = int(self.crops.generator.choice([60, 100, 160], p=[0.6, 0.3, 0.1]))
+        evaluations = int(self.crops.generator.choice(self.plan.episodes))
         style = self.teacher.sample(task.style)
         made = episodes.snapshots(self.student.averaged(), task, self.settings, evaluations)
         return [self.teacher.sample(picture, style) for picture in made]
@@ -262,7 +270,7 @@ class Trainee:
 
     def begin(self, teacher: Teacher, crops: Crops) -> None:
         """Makes a new student of the teacher."""
-        initialise(self.student, teacher, torch.cat([crops.any(96) for _ in range(48)]))
+        initialise(self.student, teacher, torch.cat([crops.any(96) for _ in range(self.plan.first)]))
         self.average.load_state_dict(self.student.state_dict())
         self.units = teacher.units
         self._prepare()
@@ -354,7 +362,7 @@ class Examination:
     teacher: Teacher
     tasks: Sequence[Task]
     settings: Settings
-    evaluations: int = 60
+    evaluations: int
 
     def take(self, student: Frozen) -> list[Terms]:
         """The teacher's terms of the picture that the student makes of each task."""
@@ -402,10 +410,13 @@ class Run:
             self.teacher.units = self.trainee.units
         else:
             crops = self._crops(3)
-            self.teacher.calibrate(torch.cat([crops.any(128) for _ in range(32)]).to(self.trainee.device))
+            self.teacher.calibrate(
+                torch.cat([crops.any(self.plan.side) for _ in range(self.plan.first)]).to(self.trainee.device)
+            )
             self.trainee.begin(self.teacher, crops)
-        tasks = [draw_task(crops, 192, self.trainee.device) for crops in [self._crops(4)] for _ in range(4)]
-        self.examination = Examination(self.teacher, tasks, self.settings)
+        crops = self._crops(4)
+        tasks = [draw_task(crops, 3 * self.plan.side // 2, self.trainee.device) for _ in range(self.plan.tasks)]
+        self.examination = Examination(self.teacher, tasks, self.settings, self.plan.examination)
 
     def _crops(self, number: int) -> Crops:
         return Crops(self.library.pictures, self.settings.noise, np.random.default_rng((self.plan.seed, number)))

@@ -5,10 +5,11 @@ units of the teacher's root mean square of each layer, so that numbers are of or
 
 The parameters are those of *whitened* convolutions. The inputs of a convolution (patches of 3×3 rectified features)
 are strongly correlated, and far from zero on average: a gradient step on the weights themselves goes almost wholly
-into a few directions. So a convolution is written W = diag(q) V M, b = b' − W μ, with μ and Mᵀ M ≈ covariance⁻¹ taken
-from its inputs at the start, and M diagonalising it: V multiplies inputs of unit variance that are not correlated.
-Adam then moves all directions alike, as a natural-gradient method would (Desjardins et al. 2015, "Natural neural
-networks").
+into a few directions. So a convolution is written W = diag(q) V diag(s) M, b = b' − W μ, with μ and Mᵀ M ≈ covariance⁻¹
+taken from its inputs at the start, and M diagonalising it: V multiplies inputs that are not correlated (Desjardins et
+al. 2015, "Natural neural networks"). s is how much each of them matters at the start, so that V is of order one
+throughout, and Adam, which moves all of V alike, changes every direction by about the same share of itself. Without s
+the many directions that hardly matter would drown the rest in noise.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,9 @@ TEACHER_WIDTHS: Mapping[str, int] = {"relu1_1": 64, "relu2_1": 128, "relu3_1": 2
 INPUT_SCALE = 1 / 60
 """Brings mean-subtracted pixel values to order one; folded into conv1_1 on export."""
 _DAMPING = 1e-3
-"""Share of the mean variance below which an input direction counts as this small."""
+"""Added to the variance of every input direction, as a share of their mean."""
+_LEAST_SHARE = 0.1
+"""What an input direction matters at least, in units of their root mean square."""
 
 Grams = dict[str, Tensor]
 """By style layer: Gram matrices per position [B, C, C] in float32."""
@@ -93,7 +96,7 @@ class Affine:
 
 
 class Whitened(nn.Module):
-    """An affine map in whitened coordinates (see the head of this file); flat weights are [out, in].
+    """An affine map in whitened coordinates (see the head of this file); weights are flat, [out, in].
 
     Args:
         outputs: Number of outputs.
@@ -123,10 +126,13 @@ class Whitened(nn.Module):
         variances, directions = torch.linalg.eigh(covariance)
         variances = variances.clamp_min(0)
         deviations = (variances + _DAMPING * variances.mean()).sqrt()
-        self.basis.copy_(directions.T / deviations[:, None])
         energy = (plain.weight.double() @ covariance * plain.weight).sum(1)
         self.scale.copy_(energy.clamp_min(0).sqrt().clamp_min(0.05))
-        self.weight.copy_(plain.weight.double() @ (directions * deviations) / self.scale[:, None])
+        whitened = plain.weight.double() @ (directions * deviations) / self.scale[:, None]
+        power = whitened.square().mean(0)
+        share = (power + _LEAST_SHARE**2 * power.mean()).sqrt()
+        self.basis.copy_(directions.T * (share / deviations)[:, None])
+        self.weight.copy_(whitened / share)
         self.bias.copy_((plain.bias + plain.weight @ self.mean) * self.with_bias)
 
     def plain(self) -> Affine:
