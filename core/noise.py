@@ -108,7 +108,8 @@ def amplitudes(settings: NoiseSettings, content: Tensor) -> Tensor:
     size = (content.shape[2], content.shape[3])
     maps = torch.cat([envelope(level, size) for level in settings.levels]) * settings.strength
     if settings.gradient_weight > 0:
-        weight = gradient_weight(content, radius=max(2.0, min(size) / 64))
+        # Wider, and a rim of bare content would be left around everything; narrower, and noise would fray the edges.
+        weight = gradient_weight(content, radius=max(1.5, min(size) / 256))
         maps = maps * (1 - settings.gradient_weight * (1 - weight))
     return maps / maps.sum(0, keepdim=True).clamp_min(1)
 

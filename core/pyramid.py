@@ -104,6 +104,7 @@ class Pyramid:
     def _statistics(self, style: Tensor, level: int, tiling: Tiling) -> dict[str, Tensor]:
         """The style's Gram matrix per position, in the teacher's metric where there is one, for every style layer."""
         picture = resize(style, level_size((style.shape[2], style.shape[3]), level)).clamp(0, 1)
+        picture = _without_rim(picture)
         sums = tiles.grams(
             self.network, picture, self.style_layers, with_ones=bool(self.network.metrics), tiling=tiling
         )
@@ -189,6 +190,12 @@ class Pyramid:
             * (weights.content_weight * term.content + weights.style_weight * term.style + weights.tv_weight * term.tv)
             for term in terms
         )
+
+
+def _without_rim(style: Tensor) -> Tensor:
+    """The style without its outermost 1/64: what scans leave there (frames, lines) would come back as a frame."""
+    rim = min(style.shape[2:]) // 64
+    return style[:, :, rim:-rim, rim:-rim]
 
 
 def _layers(asked: Layers, default: tuple[str, ...]) -> tuple[str, ...]:
