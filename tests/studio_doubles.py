@@ -134,6 +134,9 @@ class ScriptedExecutor:
             await self._news.wait_for(lambda: self._runs if job is None else job.id in self._runs)
         return self._runs[job.id] if job else next(iter(self._runs.values()))
 
+    def has_ended(self, run: ScriptedRun) -> bool:
+        return self._runs.get(run.run.job_id) is not run
+
     @property
     def run_ids(self) -> set[str]:
         return set(self._runs)
@@ -166,7 +169,7 @@ class Rehearsal:
         self.closed = 0
         """Generators that were closed or ended."""
 
-    def slots(self, settings: StudioSettings) -> Sequence[Slot]:
+    def slots(self) -> Sequence[Slot]:
         return self._slots
 
     def estimate(self, run: Run, device: str) -> Estimate:

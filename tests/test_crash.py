@@ -120,7 +120,7 @@ def test_twenty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
 
 
 def test_a_job_that_takes_the_service_down_does_so_twice(tmp_path: Path) -> None:
-    statuses = []
+    statuses: list[int] = []
     while not statuses or statuses[-1] != 0:
         child = spawn("serve_with_a_deadly_job", tmp_path)
         child.communicate(timeout=60)

@@ -64,7 +64,7 @@ def test_ids_are_safe_in_urls_and_file_names_and_never_alike() -> None:
 def test_settings_are_frozen_and_know_their_keys() -> None:
     settings = StudioSettings()
     with pytest.raises(ValidationError):
-        settings.slots_per_device = 2  # type: ignore[misc]
+        settings.slots_per_device = 2
     with pytest.raises(ValidationError):
         StudioSettings.model_validate({"slot_per_device": 2})
     with pytest.raises(ValidationError):

@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 import gc
-import logging
-import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ from core.studio.jobs import (
     StudioSettings,
     Update,
 )
-from tests.studio_doubles import GIB, QUICK, SMALL, Rehearsal, open_studio, progress, rehearsed, submit
+from tests.studio_doubles import QUICK, SMALL, Rehearsal, open_studio, progress, rehearsed, submit
 
 SLOT = Slot("cpu", "cpu", "test")
 EXPECTED = rehearsed(b"content", b"style", 60)
@@ -246,7 +245,7 @@ async def test_out_of_memory_is_tried_once_more_in_smaller_pieces(
 async def test_out_of_memory_twice_is_refused_and_the_next_job_runs(tmp_path: Path) -> None:
     backend = Rehearsal(hook=greedy(0.0, [], []))
     executor = executor_of(tmp_path, backend)
-    with pytest.raises(MemoryLimitError, match="twice.*Choose level 1"):
+    with pytest.raises(MemoryLimitError, match=r"twice.*Choose level 1"):
         await updates_of(executor, run_of(tmp_path, Settings(levels=2)))
     backend._hook = lambda run, iteration: None
     assert (await updates_of(executor, run_of(tmp_path)))[-1] == Output(EXPECTED, "png", 256, 256)
@@ -265,13 +264,8 @@ async def test_an_error_holds_no_picture(tmp_path: Path) -> None:
     except ValueError as error:
         gc.collect()
         assert pictures[0]() is None
-        assert "failing" in [entry.name for entry in _entries(error)], "but the log still has its line"
-
-
-def _entries(error: BaseException) -> list[object]:
-    import traceback
-
-    return list(traceback.extract_tb(error.__traceback__))
+        lines = traceback.extract_tb(error.__traceback__)
+        assert "failing" in [line.name for line in lines], "but the log still has its line"
 
 
 # ── Devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -374,7 +368,7 @@ async def delays_while(busy: asyncio.Task[Job]) -> list[float]:
 
 
 async def test_the_loop_stays_free_while_jobs_run_at_full_tilt(tmp_path: Path) -> None:
-    """Two jobs, previews and checkpoints as often as they come, fifty pages open: the 99th percentile is under 50 ms."""
+    """Two jobs, previews and checkpoints as often as they come, fifty pages: the 99th percentile is under 50 ms."""
     slots = [Slot(f"cpu.{number}", "cpu", "test") for number in range(2)]
     backend = Rehearsal(steps=40, hook=burn, slots=slots)
     async with asyncio.timeout(60), local_studio(tmp_path, backend) as studio:

@@ -6,8 +6,9 @@ import errno
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,10 @@ async def finished(studio: Studio, job: Job) -> Job:
         return await studio.wait(job.id)
 
 
-async def settled(condition: object) -> None:
-    """Waits until a condition that no event tells of holds."""
-    assert callable(condition)
+async def settled(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds of which no event tells."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
@@ -142,8 +142,8 @@ def test_forecast_knows_what_it_does_not_know() -> None:
 
 
 def test_pace_is_learnt_from_the_nearest_in_size_of_the_same_kind() -> None:
-    def timing(pixels: float, pace: float, **changes: str) -> Timing:
-        return replace(Timing("gpu", "lbfgs", "vgg19", pixels, work=pixels * 60, seconds=pace * pixels * 60), **changes)
+    def timing(pixels: float, pace: float, kind: str = "gpu", network: str = "vgg19") -> Timing:
+        return Timing(kind, "lbfgs", network, pixels, work=pixels * 60, seconds=pace * pixels * 60)
 
     small, large = [timing(1e5, pace) for pace in (3e-8, 1e-8, 2e-8, 9e-8, 2e-8)], [timing(1e7, 5e-9)] * 5
     paces = Paces([*small, *large, timing(1e5, 1.0, kind="cpu"), timing(1e5, 1.0, network="compact")])
@@ -278,7 +278,7 @@ async def test_a_job_is_run_and_its_picture_is_there(studio: Studio, executor: S
 
 async def test_everything_is_committed_before_anyone_is_told(studio: Studio, executor: ScriptedExecutor) -> None:
     reader = sqlite3.connect(studio._store.root / "studio.sqlite3")
-    told = []
+    told: list[JobState] = []
     with studio.subscribe() as events:
         job = await submit(studio)
         (await executor.run(job)).finish()
@@ -345,8 +345,7 @@ async def test_a_caller_that_goes_away_leaves_a_whole_job(studio: Studio, execut
     content, style = await studio.add_input("lab", b"content"), await studio.add_input("lab", b"style")
     with studio.subscribe() as events:
         asking = asyncio.create_task(studio.submit("lab", content, [style], SMALL, key="once"))
-        while not studio._scheduler._thread._work_queue.qsize() and not asking.done():
-            await asyncio.sleep(0)
+        await settled(lambda: studio._scheduler._thread._work_queue.qsize() > 0 or asking.done())
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
@@ -371,7 +370,7 @@ async def test_owners_take_turns_on_one_slot(studio: Studio, executor: ScriptedE
     for _ in jobs:
         run = await executor.run()
         run.finish()
-        await settled(lambda run=run: run.run.job_id not in executor.run_ids)
+        await settled(partial(executor.has_ended, run))
     assert executor.order == [jobs[i].id for i in (0, 3, 4, 1, 2)]
 
 
@@ -399,7 +398,7 @@ async def test_never_more_runs_than_slots_and_all_slots_are_used(tmp_path: Path)
             await asyncio.sleep(0)
         assert executor.most_running == {"gpu:0": 1, "gpu:1": 1, "gpu:2": 1}
         assert not any(executor.running.values())
-        await settled(lambda: set(studio.slots.values()) == {None})
+        await settled(partial(_all_free, studio))
         assert len(jobs) == sum((await studio.counts()).values())
 
 
@@ -519,9 +518,13 @@ async def test_cancel_at_any_moment_of_starting_ends_the_run(tmp_path: Path) -> 
             for _ in range(pauses):
                 await asyncio.sleep(0)
             await studio.cancel(job.id, 1)
-            await settled(lambda studio=studio: set(studio.slots.values()) == {None})
+            await settled(partial(_all_free, studio))
             assert not executor.run_ids
             assert (await studio.job(job.id)).state is JobState.CANCELLED
+
+
+def _all_free(studio: Studio) -> bool:
+    return set(studio.slots.values()) == {None}
 
 
 async def test_a_pause_saves_and_a_resume_goes_on_from_there(studio: Studio, executor: ScriptedExecutor) -> None:
@@ -551,7 +554,7 @@ async def test_deleting_a_running_job_stops_it_and_leaves_no_file(studio: Studio
     assert event.kind == "removed"
     run.send(Checkpoint(b"late", 9), Preview(b"late"))
     run.finish()
-    await settled(lambda: set(studio.slots.values()) == {None})
+    await settled(partial(_all_free, studio))
     for kind in ("checkpoints", "previews", "results"):
         assert not list((studio._store.root / kind).iterdir())
     with pytest.raises(NoSuchJobError):
@@ -567,7 +570,7 @@ async def test_what_fits_on_no_device_is_refused_with_the_largest_level(tmp_path
     estimate = replace(small_estimate(memory_bytes=99 * GIB), largest_level=2)
     executor = ScriptedExecutor(estimate=lambda run, slot: estimate)
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
-        with pytest.raises(MemoryLimitError, match="needs 99.0 GiB.*there is 8.0 GiB.*level 2, the largest that fits"):
+        with pytest.raises(MemoryLimitError, match=r"needs 99.0 GiB.*there is 8.0 GiB.*level 2, the largest that fits"):
             await submit(studio, settings=Settings(levels=4))
         assert not await studio.jobs()
 
@@ -679,10 +682,10 @@ async def test_a_poisoned_device_asks_the_process_to_exit_and_the_queue_is_safe(
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
         culprit, beside, waiting = [await submit(studio, owner) for owner in "abc"]
         await executor.run(beside)
-        assert studio.fatal is None
+        healthy = studio.fatal
         (await executor.run(culprit)).fail(PoisonedDeviceError("illegal memory access"))
         assert "illegal memory access" in str(await studio.until_fatal())
-        assert isinstance(studio.fatal, PoisonedDeviceError)
+        assert (healthy, type(studio.fatal)) == (None, PoisonedDeviceError)
         await settled(lambda: not executor.run_ids)
         assert executor.order == [culprit.id, beside.id], "nothing more is started"
     executor = ScriptedExecutor()
@@ -709,7 +712,7 @@ async def test_a_full_disk_fails_the_job_whose_picture_it_was(
     monkeypatch.setattr(Files, "write", full)
     job, other = await submit(studio), await submit(studio)
     run = await executor.run(job)
-    run.send(*[Checkpoint(b"too large", 10), Preview(b"too large"), Checkpoint(b"too large", 20), progress(20)])
+    run.send(Checkpoint(b"too large", 10), Preview(b"too large"), Checkpoint(b"too large", 20), progress(20))
     run.finish(b"too large")
     failed = await finished(studio, job)
     assert str(failed.error) == "there is no space left. Free some."

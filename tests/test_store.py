@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import Settings
-from core.studio import store as store_module
 from core.studio.jobs import (
     Failure,
     Job,
@@ -154,10 +153,13 @@ def test_cancel_means_one_attempt(store: Store) -> None:
 
 def test_what_has_ended_stays_so(store: Store) -> None:
     job = done(store)
-    for change in (lambda: store.cancel(job.id, 1), lambda: store.pause(job.id), lambda: store.resume(job.id)):
-        with pytest.raises(JobStateError, match="done"):
-            change()
-    with pytest.raises(JobStateError):
+    with pytest.raises(JobStateError, match="done"):
+        store.cancel(job.id, 1)
+    with pytest.raises(JobStateError, match="done"):
+        store.pause(job.id)
+    with pytest.raises(JobStateError, match="done"):
+        store.resume(job.id)
+    with pytest.raises(JobStateError, match="done"):
         store.retry(job.id, **ROOM)
     assert store.get(job.id) == job
 
@@ -390,7 +392,7 @@ def test_a_file_is_written_whole_or_not_at_all(store: Store, monkeypatch: pytest
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr("core.studio.store.os.fsync", full)
     with pytest.raises(StorageError, match="no space left"):
         store.files.write("results", name, b"after")
     monkeypatch.undo()
@@ -445,11 +447,11 @@ def test_what_is_kept_long_enough_goes(store: Store, monkeypatch: pytest.MonkeyP
     brief, usual, waiting = done(store, keep_seconds=60), done(store), submitted(store)
     unused = store.add_input("lab", b"unused")
     now = time.time()
-    monkeypatch.setattr(store_module.time, "time", lambda: now + 3600)
+    monkeypatch.setattr("core.studio.store.time.time", lambda: now + 3600)
     store.tidy(keep_seconds=DAY, keep_unused_seconds=DAY)
     assert {job.id for job in store.jobs()} == {usual.id, waiting.id}
     assert store.input_path(unused).exists()
-    monkeypatch.setattr(store_module.time, "time", lambda: now + 2 * DAY)
+    monkeypatch.setattr("core.studio.store.time.time", lambda: now + 2 * DAY)
     store.tidy(keep_seconds=DAY, keep_unused_seconds=DAY)
     assert [job.id for job in store.jobs()] == [waiting.id]
     left = {path.name for path in (store.root / "inputs").iterdir()}
@@ -460,7 +462,7 @@ def test_what_is_kept_long_enough_goes(store: Store, monkeypatch: pytest.MonkeyP
 def test_without_a_limit_finished_jobs_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job = done(store)
     later = time.time() + 1000 * DAY
-    monkeypatch.setattr(store_module.time, "time", lambda: later)
+    monkeypatch.setattr("core.studio.store.time.time", lambda: later)
     store.tidy(keep_seconds=None, keep_unused_seconds=DAY)
     assert store.get(job.id) == job
 

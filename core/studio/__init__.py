@@ -438,4 +438,4 @@ def _local_executor(root: Path, settings: StudioSettings) -> Executor:
     # Here, because it loads torch, which takes seconds; who brings an executor of their own may not need it.
     from core.studio.executors.local import LocalExecutor, TorchBackend  # noqa: PLC0415
 
-    return LocalExecutor(root / "locks", settings, TorchBackend())
+    return LocalExecutor(root / "locks", settings, TorchBackend(settings))

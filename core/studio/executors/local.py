@@ -11,21 +11,25 @@ gets is small values and finished bytes.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import psutil
 from filelock import FileLock, Timeout
 
 from core.errors import CheckpointError, MemoryLimitError, UserError
 from core.studio.jobs import (
     Checkpoint,
     Estimate,
+    LevelLoss,
     Losses,
     LossPoint,
     Output,
@@ -38,6 +42,10 @@ from core.studio.jobs import (
     StudioSettings,
     Update,
 )
+
+if TYPE_CHECKING:
+    from core.images import Picture
+    from core.transfer import Step
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +72,7 @@ class Moment:
 class Backend(Protocol):
     """What knows about devices and pictures. Its methods take their time and are called in threads."""
 
-    def slots(self, settings: StudioSettings) -> Sequence[Slot]:
+    def slots(self) -> Sequence[Slot]:
         """The slots of this machine.
 
         Raises:
@@ -251,7 +259,7 @@ class LocalExecutor:
     Args:
         locks: Directory of the lock files by which processes take turns on a device.
         settings: Of the studio.
-        backend: What computes; none: the real one.
+        backend: What computes.
 
     Raises:
         DeviceError: The settings name a device that isn't there.
@@ -260,7 +268,7 @@ class LocalExecutor:
     def __init__(self, locks: Path, settings: StudioSettings, backend: Backend) -> None:
         self._settings = settings
         self._backend = backend
-        self._slots = tuple(backend.slots(settings))
+        self._slots = tuple(backend.slots())
         # Not one per thread: the thread that opens the executor may be another one than that which uses it.
         self._locks = {slot.name: FileLock(locks / _lock_name(slot), thread_local=False) for slot in self._slots}
         self._works: dict[tuple[str, int], _Work] = {}
@@ -408,3 +416,171 @@ def _empty_frames(error: BaseException | None) -> None:
 
 def _lock_name(slot: Slot) -> str:
     return "device-" + "".join(letter if letter.isalnum() else "-" for letter in slot.name) + ".lock"
+
+
+# ── The real backend ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class TorchBackend:
+    """Drives `core.transfer` on this machine's devices.
+
+    torch takes seconds to import, which must happen in a thread, not on the event loop; therefore the imports within.
+
+    Args:
+        settings: Of the studio.
+    """
+
+    def __init__(self, settings: StudioSettings) -> None:
+        self._settings = settings
+
+    def slots(self) -> Sequence[Slot]:
+        """Those of the devices in the settings; without any there, of every CUDA device, else MPS, else the CPU."""
+        from core import devices  # noqa: PLC0415
+
+        found = [devices.resolve(name) for name in self._settings.devices or _all_devices()]
+        return [
+            Slot(name, str(device), devices.describe(device))
+            for device in dict.fromkeys(found)
+            for name in _slot_names(str(device), self._settings.slots_per_device)
+        ]
+
+    def estimate(self, run: Run, device: str) -> Estimate:
+        """By the headers of the pictures."""
+        from core import devices, images, planning  # noqa: PLC0415
+
+        resolved = devices.resolve(device)
+        content, *styles = [images.probe(path) for path in (run.content, *run.styles)]
+        plan = planning.estimate(
+            run.settings,
+            (content.height, content.width),
+            [(style.height, style.width) for style in styles],
+            device,
+        )
+        return Estimate(
+            width=plan.width,
+            height=plan.height,
+            memory_bytes=plan.memory_bytes,
+            free_bytes=devices.free_memory_bytes(resolved),
+            total_bytes=_total_memory_bytes(device),
+            largest_level=plan.largest_level,
+            seconds=plan.seconds,
+            network=_network(run.settings.network),
+        )
+
+    def compute(
+        self, run: Run, device: str, checkpoint: bytes | None, remark: Callable[[str], None]
+    ) -> Generator[Moment, None, Output]:
+        """Reads the pictures, and steps the optimisation."""
+        from core.transfer import Transfer  # noqa: PLC0415
+
+        content, *styles = [_read(path, remark) for path in (run.content, *run.styles)]
+        transfer = Transfer(
+            content.pixels,
+            [style.pixels for style in styles],
+            run.settings,
+            device=device,
+            weights_file=self._settings.weights,
+            start=_read(run.start, remark).pixels if run.start else None,
+            alpha=content.alpha,
+        )
+        for notice in transfer.notices:
+            remark(notice)
+        with contextlib.closing(transfer.steps(checkpoint)) as steps:
+            for step in steps:
+                yield Moment(_progress(step), step.checkpoint, partial(self._preview, step))
+        return Output(transfer.encode(step), "png", step.width, step.height)
+
+    def _preview(self, step: "Step") -> bytes:
+        """A small JPEG file of the picture so far."""
+        from core import images  # noqa: PLC0415
+
+        scale = min(1.0, self._settings.preview_side / max(step.width, step.height))
+        size = (max(1, round(step.height * scale)), max(1, round(step.width * scale)))
+        return images.encode(images.resize(step.picture(), size), "jpeg", quality=85)
+
+    def out_of_memory(self, error: BaseException) -> bool:
+        """On CUDA there is a class for it, elsewhere only words."""
+        import torch  # noqa: PLC0415
+
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+        return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+    def poisoned(self, device: str) -> bool:
+        """After an illegal memory access, say, even the simplest computation fails until the process ends."""
+        import torch  # noqa: PLC0415
+
+        if not device.startswith("cuda"):
+            return False
+        try:
+            torch.ones(1, device=device).sum().item()
+        except Exception as error:
+            return not self.out_of_memory(error)
+        return False
+
+    def clean(self, device: str) -> None:
+        """Empties torch's cache, so that the next run, or another process, finds the memory free."""
+        import torch  # noqa: PLC0415
+
+        gc.collect()
+        with contextlib.suppress(RuntimeError):  # on a poisoned device
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            elif device == "mps":
+                torch.mps.empty_cache()
+
+
+def _all_devices() -> Sequence[str]:
+    import torch  # noqa: PLC0415
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["auto"]
+
+
+def _slot_names(device: str, slots: int) -> Sequence[str]:
+    return [device] if slots == 1 else [f"{device}.{number}" for number in range(slots)]
+
+
+def _total_memory_bytes(device: str) -> int:
+    import torch  # noqa: PLC0415
+
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[1]
+    if device == "mps":
+        return torch.mps.recommended_max_memory()
+    return psutil.virtual_memory().total
+
+
+def _network(name: str) -> str:
+    """The network that `auto` means here and now."""
+    from core import weights  # noqa: PLC0415
+
+    if name != "auto":
+        return name
+    return "vgg19" if weights.find("vgg19") else "compact"
+
+
+def _read(path: Path, remark: Callable[[str], None]) -> "Picture":
+    """A picture of the user's; from its bytes, since the name of its file would mean nothing to them."""
+    from core import images  # noqa: PLC0415
+
+    picture = images.read(path.read_bytes())
+    for notice in picture.notices:
+        remark(notice)
+    return picture
+
+
+def _progress(step: "Step") -> Progress:
+    return Progress(
+        stage=step.stage,
+        stages=step.stages,
+        iteration=step.iteration,
+        iterations=step.iterations,
+        evaluations=step.evaluations,
+        loss=step.loss,
+        levels=tuple(
+            LevelLoss(level=level.level, content=level.content, style=level.style, tv=level.tv) for level in step.levels
+        ),
+        seconds=step.seconds,
+        width=step.width,
+        height=step.height,
+    )
