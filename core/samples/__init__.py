@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_SIDE = 1024
 """Height and width, in px, of a style whose size isn't asked for."""
 
-_MIN_SIDE, _MAX_SIDE, _MAX_ASPECT = 16, 4096, 4
+_MIN_SIDE, _MAX_SIDE, _MAX_ASPECT = 16, 3072, 4
 _FINEST_SIDE = 1024
 """A smaller picture is painted with at least this shorter side and averaged down: marks are finer than its pixels."""
 
@@ -66,12 +66,7 @@ _PHOTOGRAPHS = tuple(
     for name, title, description, credit in (
         ("astronaut", "Astronaut", "Portrait of the astronaut Eileen Collins", "NASA; public domain"),
         ("chelsea", "Chelsea", "Portrait of a cat", "Stéfan van der Walt; CC0"),
-        (
-            "coffee",
-            "Coffee",
-            "A cup of coffee on a wooden table",
-            "Rachel Michetti, courtesy of Pikolo Espresso Bar; CC0",
-        ),
+        ("coffee", "Coffee", "A cup of coffee on a wooden table", "Rachel Michetti, Pikolo Espresso Bar; CC0"),
         ("rocket", "Rocket", "A Falcon 9 leaves Cape Canaveral with DSCOVR on board", "SpaceX; public domain"),
     )
 )

@@ -25,11 +25,11 @@ def hatching(canvas: Canvas) -> Array:
         )
         depth = y - crest
         hill = smoothstep(-0.0008, 0.0008, depth)
-        below = np.exp(-np.maximum(depth, 0) / 0.05)
+        below = np.exp(-np.maximum(depth, 0) / 0.06)
         form = canvas.noise(f"form {k}", 3.2, 3)
         bend = 0.06 * canvas.noise(f"bend {k}", 2, 2)
         turn = float(rng.uniform(-0.5, 0.5)) + (0.9 if k % 2 else -0.9)
-        dark = lerp(dark, np.clip(0.21 + 0.52 * below + 0.15 * form, 0.13, 0.9), hill)
+        dark = lerp(dark, np.clip(0.23 + 0.62 * below + 0.17 * form, 0.14, 1), hill)
         phase = lerp(phase, y * np.cos(turn) + x * np.sin(turn) + bend, hill)
         slant = lerp(slant, y * np.cos(turn + 1.1) + x * np.sin(turn + 1.1) + bend, hill)
         ink = mix(ink, _INKS[k + 1], hill)
@@ -56,16 +56,16 @@ def _sky(canvas: Canvas, sun_x: float) -> tuple[Array, Array, Array, Array]:
 
 def _washed(canvas: Canvas, wash: Array) -> Array:
     """Watercolour on paper: blotted, and thinner where the paper's tooth stands out."""
-    strength = 0.62 + 0.2 * canvas.noise("blots", 2.5, 5) + 0.06 * canvas.noise("tooth", 200)
+    strength = 0.74 + 0.2 * canvas.noise("blots", 2.5, 5) + 0.06 * canvas.noise("tooth", 200)
     return tint("#f6ead0") * fibres(canvas, 0.03) * mix(np.ones_like(wash), wash, strength)
 
 
 def _inked(canvas: Canvas, ground: Array, ink: Array, dark: Array, phase: Array, slant: Array) -> Array:
     first = _hatch(canvas, "first", phase, 0.0082, np.minimum(dark, 0.62))
     second = _hatch(canvas, "second", slant, 0.0080, np.minimum(1.4 * (dark - 0.36), 0.5))
-    third = _hatch(canvas, "third", phase + slant, 0.0115, np.minimum(1.4 * (dark - 0.58), 0.4))
+    third = _hatch(canvas, "third", phase + slant, 0.0115, np.minimum(1.4 * (dark - 0.58), 0.34))
     cover = 1 - (1 - first) * (1 - second) * (1 - third)
-    flow = np.clip(0.86 + 0.1 * canvas.noise("ink", 40, 2), 0, 1)
+    flow = np.clip(0.92 + 0.1 * canvas.noise("ink", 40, 2), 0, 1)
     return np.clip(mix(ground, ink, cover * flow), 0, 1)
 
 
