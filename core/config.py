@@ -83,6 +83,8 @@ class LossSettings(_Frozen):
     """From level 0 (coarsest) up; the last one holds for all finer levels."""
     content_layers: Layers = "auto"
     style_layers: Layers = "auto"
+    missing_layers: Literal["error", "deepest"] = "error"
+    """When the network lacks a layer named here: refuse, or take the deepest that it has and say so."""
     normalisation: Literal["target", "gatys"] = "target"
     """`target`: each term is relative to its target, so weights hold for all networks and sizes. `gatys`: as in the
     2015 paper, 1/2 Σ (F − P)² and 1/(4N²M²) Σ (G − A)², on the scale of pixel values 0 to 255."""

@@ -56,8 +56,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_sve_supported")
-    return any(getattr(torch.cpu, check, bool)() for check in checks[:2])
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -73,6 +73,20 @@ def free_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def total_memory_bytes(device: torch.device) -> int:
+    """Memory that the device has; for MPS and the CPU, the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def held_memory_bytes(device: torch.device) -> int:
+    """Memory held now: the device's allocations on CUDA, else the whole process's."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return int(psutil.Process().memory_info().rss)
 
 
 def describe(device: torch.device) -> str:

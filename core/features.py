@@ -8,7 +8,7 @@ Geometry: a block works at `1 / 2**(block - 1)` of the picture's resolution, poo
 last row or column. Every convolution keeps the size: beyond the picture it sees what `padding` says.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,6 @@ Padding = Literal["replicate", "reflect", "zeros"]
 CONVOLUTIONS_PER_BLOCK = (2, 2, 4, 4, 4)
 NAMES = tuple(f"{block}_{k}" for block, n in enumerate(CONVOLUTIONS_PER_BLOCK, 1) for k in range(1, n + 1))
 
-PAPER_STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 PAPER_CONTENT_LAYERS = ("relu4_2",)
 
 
@@ -97,6 +96,7 @@ class Network:
         self.device = torch.device(device)
         self.dtype = dtype
         self.convention = CONVENTIONS.get(weights.network, OXFORD)
+        self._layers = layers_of(weights)
         self.convolutions = tuple(self._convolutions(weights))
         self.metrics = dict(self._metrics(weights))
 
@@ -117,25 +117,18 @@ class Network:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer that these weights offer, from the shallowest: conv1_1, relu1_1, conv1_2, …."""
-        return tuple(f"{kind}{c.name}" for c in self.convolutions for kind in ("conv", "relu"))
+        """Every layer that the weights offer (see `layers_of`)."""
+        return self._layers
 
     @property
     def style_layers(self) -> tuple[str, ...]:
-        """The default style layers: the paper's, or those spread likewise over a network that is cut short."""
-        blocks = sorted({name_of_layer(layer)[0] for layer in self.layers})
-        firsts = tuple(f"relu{block}_1" for block in blocks)
-        deepest = self.layers[-1]
-        return firsts if len(blocks) >= 4 or deepest in firsts else (*firsts, deepest)
+        """The default style layers (see `default_style_layers`)."""
+        return default_style_layers(self.layers)
 
     @property
     def content_layers(self) -> tuple[str, ...]:
-        """The default content layers: the paper's, or the second of the deepest block (or its first)."""
-        if PAPER_CONTENT_LAYERS[0] in self.layers:
-            return PAPER_CONTENT_LAYERS
-        block = name_of_layer(self.layers[-1])[0]
-        second = f"relu{block}_2"
-        return (second,) if second in self.layers else (f"relu{block}_1",)
+        """The default content layers (see `default_content_layers`)."""
+        return default_content_layers(self.layers)
 
     def check(self, layers: Collection[str]) -> None:
         """Raises WeightsError where `layers` names one that these weights don't offer."""
@@ -192,6 +185,32 @@ class Network:
                 pair = {f"conv{convolution.name}": response, f"relu{convolution.name}": features}
                 found.update({name: value for name, value in pair.items() if name in layers})
         return found
+
+
+def default_style_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    """The paper's style layers, or those spread likewise over a network that is cut short."""
+    blocks = sorted({block_of(layer) + 1 for layer in layers})
+    firsts = tuple(f"relu{block}_1" for block in blocks)
+    return firsts if len(blocks) >= 4 or layers[-1] in firsts else (*firsts, layers[-1])
+
+
+def default_content_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    """The paper's content layer, or the second of the deepest block (or its first)."""
+    if set(PAPER_CONTENT_LAYERS) <= set(layers):
+        return PAPER_CONTENT_LAYERS
+    block = block_of(layers[-1]) + 1
+    second = f"relu{block}_2"
+    return (second,) if second in layers else (f"relu{block}_1",)
+
+
+def layers_of(weights: Weights) -> tuple[str, ...]:
+    """Every layer that the weights offer, from the shallowest: conv1_1, relu1_1, conv1_2, …."""
+    return tuple(
+        f"{kind}{name}"
+        for name, index in zip(NAMES, conv_indices, strict=True)
+        if f"features.{index}.weight" in weights.tensors
+        for kind in ("conv", "relu")
+    )
 
 
 def name_of_layer(layer: str) -> str:

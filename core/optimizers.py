@@ -45,6 +45,7 @@ class Optimizer(Protocol):
         step_length: StepLength,
         *,
         history: int,
+        half_history: bool = False,
         state: Mapping[str, Tensor] | None = None,
     ) -> Generator[Iterate, None, None]:
         """Yields the start, then every accepted step, without end; ends when no step lowers the loss any more."""
@@ -61,15 +62,18 @@ def lbfgs(
     step_length: StepLength,
     *,
     history: int,
+    half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> Generator[Iterate, None, None]:
     """Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5), one evaluation per step as a rule.
 
     The first step has the length that `step_length` gives. Every later one is tried at full length and accepted unless
     the loss rises above the largest of the last five (a non-monotone rule, Grippo et al. 1986); then it is shortened,
-    and after four trials the memory is dropped for steepest descent. Ends when that doesn't help either.
+    and after four trials the memory is dropped for steepest descent. Ends when that doesn't help either. `history` is
+    how many pairs are remembered, in bfloat16 with `half_history`.
     """
-    run = _Lbfgs(evaluate, start, step_length, history, state)
+    memory = _Memory(start.numel(), history, start, torch.bfloat16 if half_history else start.dtype)
+    run = _Lbfgs(evaluate, start, step_length, memory, state)
     yield run.iterate()
     while run.advance():
         yield run.iterate()
@@ -81,12 +85,12 @@ class _Lbfgs:
         evaluate: Evaluate,
         start: Tensor,
         step_length: StepLength,
-        history: int,
+        memory: "_Memory",
         state: Mapping[str, Tensor] | None,
     ) -> None:
         self._evaluate = evaluate
         self._step_length = step_length
-        self._memory = _Memory(start.numel(), history, start)
+        self._memory = memory
         if state is None:
             self.point = start
             self.loss, self.gradient = evaluate(start)
@@ -139,8 +143,8 @@ class _Memory:
     memory for the products with the new gradient, one for the direction, instead of four.
     """
 
-    def __init__(self, size: int, capacity: int, like: Tensor) -> None:
-        self._steps = torch.empty(capacity, size, dtype=like.dtype, device=like.device)
+    def __init__(self, size: int, capacity: int, like: Tensor, dtype: torch.dtype) -> None:
+        self._steps = torch.empty(capacity, size, dtype=dtype, device=like.device)
         self._changes = torch.empty_like(self._steps)
         self._order: list[int] = []
         self._capacity = capacity
@@ -171,8 +175,8 @@ class _Memory:
     def _products_with(self, vector: Tensor) -> Tensor:
         used = len(self._order)
         products = torch.zeros(2 * self._capacity, dtype=torch.float64)
-        products[:used] = (self._steps[:used] @ vector).double().cpu()
-        products[self._capacity : self._capacity + used] = (self._changes[:used] @ vector).double().cpu()
+        for offset, stored in ((0, self._steps), (self._capacity, self._changes)):
+            products[offset : offset + used] = _times(stored[:used], vector).double().cpu()
         return products
 
     def direction(self, gradient: Tensor) -> Tensor:
@@ -181,8 +185,8 @@ class _Memory:
         of_pairs, of_gradient = self._coefficients(self._products_with(flat))
         used = len(self._order)
         result = of_gradient * flat
-        result += of_pairs[:used].to(flat) @ self._steps[:used]
-        result += of_pairs[self._capacity : self._capacity + used].to(flat) @ self._changes[:used]
+        for offset, stored in ((0, self._steps), (self._capacity, self._changes)):
+            _add_combination(result, of_pairs[offset : offset + used].to(flat), stored[:used])
         return result.view_as(gradient)
 
     def _coefficients(self, with_gradient: Tensor) -> tuple[Tensor, float]:
@@ -222,6 +226,25 @@ class _Memory:
         self._products = state["products"].clone()
 
 
+_COLUMNS = 1 << 18
+"""Stored vectors in 16 bit are widened this many entries at a time, so that no wide copy of them ever exists."""
+
+
+def _times(stored: Tensor, vector: Tensor) -> Tensor:
+    """`stored @ vector` for [k, n] and [n], summed in the vector's precision."""
+    if stored.dtype == vector.dtype:
+        return stored @ vector
+    parts = range(0, vector.numel(), _COLUMNS)
+    products = [stored[:, i : i + _COLUMNS].to(vector) @ vector[i : i + _COLUMNS] for i in parts]
+    return torch.stack(products).sum(0)
+
+
+def _add_combination(total: Tensor, coefficients: Tensor, stored: Tensor) -> None:
+    """`total += coefficients @ stored` for [n], [k] and [k, n], in the precision of `total`."""
+    for i in range(0, total.numel(), _COLUMNS):
+        total[i : i + _COLUMNS] += coefficients @ stored[:, i : i + _COLUMNS].to(total)
+
+
 _DECAYS = (0.9, 0.99)
 
 
@@ -231,6 +254,7 @@ def adam(
     step_length: StepLength,
     *,
     history: int = 0,
+    half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
 ) -> Generator[Iterate, None, None]:
     """Adam (Kingma & Ba 2015), one evaluation per step; the learning rate makes the first step a sensible one.

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from core import losses, tiles
-from core.config import Layers, Settings
-from core.features import Network, block_of
+from core.config import LossSettings, Settings
+from core.errors import WeightsError
+from core.features import Network, block_of, default_content_layers, default_style_layers
 from core.images import Size, resize
 from core.tiles import WHOLE, ContentTarget, Tiling
 
@@ -30,6 +31,38 @@ def level_size(size: Size, level: int) -> Size:
     longer = round(LEVEL_0_SIDE * max(size) / min(size))
     scale = 2**level
     return (LEVEL_0_SIDE * scale, longer * scale) if height <= width else (longer * scale, LEVEL_0_SIDE * scale)
+
+
+@dataclass(frozen=True)
+class ChosenLayers:
+    """The layers that a run looks at, and what the user should know of the choice."""
+
+    style: tuple[str, ...]
+    content: tuple[str, ...]
+    notices: tuple[str, ...] = ()
+
+
+def choose_layers(settings: LossSettings, offered: Sequence[str]) -> ChosenLayers:
+    """The settings' layers, or the defaults that a network offering `offered` has.
+
+    Raises:
+        WeightsError: A layer is asked for that isn't offered, and the settings don't allow the deepest instead.
+    """
+    style = default_style_layers(offered) if settings.style_layers == "auto" else settings.style_layers
+    content = default_content_layers(offered) if settings.content_layers == "auto" else settings.content_layers
+    missing = [layer for layer in (*style, *content) if layer not in offered]
+    if not missing:
+        return ChosenLayers(style, content)
+    if settings.missing_layers == "error":
+        raise WeightsError(
+            f"the network has no layer '{missing[0]}'", f"Its weights offer {offered[0]} to {offered[-1]}"
+        )
+    if set(style) & set(missing):
+        style = tuple(dict.fromkeys((*(layer for layer in style if layer in offered), offered[-1])))
+    if set(content) & set(missing):
+        content = default_content_layers(offered)
+    notice = f"not to the letter: the network lacks {', '.join(missing)}; style {', '.join(style)} and content "
+    return ChosenLayers(style, content, (notice + f"{', '.join(content)} stand in",))
 
 
 @dataclass(frozen=True)
@@ -80,9 +113,8 @@ class Pyramid:
     ) -> None:
         self.network = network
         self.weights = settings.loss
-        self.style_layers = _layers(settings.loss.style_layers, network.style_layers)
-        self.content_layers = _layers(settings.loss.content_layers, network.content_layers)
-        network.check((*self.style_layers, *self.content_layers))
+        layers = choose_layers(settings.loss, network.layers)
+        self.style_layers, self.content_layers, self.notices = layers.style, layers.content, layers.notices
         first = 0 if settings.all_levels else settings.levels
         self.levels = tuple(
             self._level(level, content, styles, tilings[level] if level < len(tilings) else WHOLE)
@@ -196,7 +228,3 @@ def _without_rim(style: Tensor) -> Tensor:
     """The style without its outermost 1/64: what scans leave there (frames, lines) would come back as a frame."""
     rim = min(style.shape[2:]) // 64
     return style[:, :, rim:-rim, rim:-rim]
-
-
-def _layers(asked: Layers, default: tuple[str, ...]) -> tuple[str, ...]:
-    return default if asked == "auto" else asked

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import __version__, devices, images, noise, optimizers, weights
+from core import __version__, devices, images, noise, optimizers, planning, weights
 from core import checkpoint as checkpoints
 from core.checkpoint import Checkpoint
 from core.config import Settings
@@ -27,7 +27,7 @@ from core.features import Network
 from core.images import Size, resize
 from core.optimizers import Iterate
 from core.parametrisation import parametrise
-from core.pyramid import LevelLoss, Pyramid, level_size
+from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
 
 _PATIENCE = 10
 """Iterations over which the tolerance is measured."""
@@ -113,8 +113,18 @@ class Transfer:
         self.styles = tuple(styles)
         self.alpha = alpha
         self._given_start = start
-        self.network = _network(settings, self.device, weights_file)
-        self.notices: tuple[str, ...] = ()
+        loaded = weights.load(weights.choose(settings.network), weights_file)
+        sizes = [(style.shape[2], style.shape[3]) for style in styles]
+        self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded)
+        dtype = devices.dtype(settings.precision, self.device)
+        self.network = Network(
+            loaded, pooling=settings.pooling, padding=settings.padding, device=self.device, dtype=dtype
+        )
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know about this run."""
+        return choose_layers(self.settings.loss, self.network.layers).notices
 
     @property
     def size(self) -> Size:
@@ -128,7 +138,8 @@ class Transfer:
     def pyramid(self) -> Pyramid:
         """The objective; its targets are computed on first use."""
         content = self.content.to(self.device)
-        return Pyramid(self.network, self.settings, content, [style.to(self.device) for style in self.styles])
+        styles = [style.to(self.device) for style in self.styles]
+        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings)
 
     @cached_property
     def starting_picture(self) -> Tensor:
@@ -220,19 +231,6 @@ class Transfer:
         return images.encode(step.picture(), format, bits=bits, quality=quality, alpha=alpha, recipe=recipe)
 
 
-def _network(settings: Settings, device: torch.device, file: Path | None) -> Network:
-    name = settings.network
-    if name == "auto":
-        name = "vgg19" if weights.find("vgg19") is not None else "compact"
-    return Network(
-        weights.load(name, file),
-        pooling=settings.pooling,
-        padding=settings.padding,
-        device=device,
-        dtype=devices.dtype(settings.precision, device),
-    )
-
-
 def _starting_picture(
     settings: Settings,
     content: Tensor,
@@ -294,11 +292,13 @@ class _Stage:
         self.picture = self._rule.picture(iterate.point)
 
     def _run(self) -> Iterator[Iterate]:
-        settings = self._transfer.settings.optimizer
-        minimise = optimizers.OPTIMIZERS[settings.name]
+        plan = self._transfer.plan
+        minimise = optimizers.OPTIMIZERS[self._transfer.settings.optimizer.name]
         state = self._resumed.state if self._resumed else None
         start = self._rule.start()
-        return minimise(self._evaluate, start, self._step_length, history=settings.history, state=state)
+        return minimise(
+            self._evaluate, start, self._step_length, history=plan.history, half_history=plan.half_history, state=state
+        )
 
     def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
         loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)

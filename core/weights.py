@@ -182,6 +182,13 @@ def find(network: str, file: Path | None = None) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def choose(network: str) -> str:
+    """Which network `auto` stands for: VGG-19 where its weights are on this machine, else the compact one."""
+    if network != "auto":
+        return network
+    return "vgg19" if find("vgg19") is not None else "compact"
+
+
 def _places(network: str) -> Iterator[Path]:
     if network == "compact":
         yield Path(__file__).parent / "data" / "compact.safetensors"

@@ -1,0 +1,333 @@
+"""What a run will need, before it starts: how its levels are computed, how much memory and how much time.
+
+The plan depends on the settings, the sizes and the machine, never on what happens to be free at the moment: pieces of
+another size sum in another order, and the same seed on the same machine should give the same picture.
+
+All counts are bytes, all sizes (height, width). A *vector* is a float32 picture of the finest level, 12 bytes a pixel.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from core import devices, weights
+from core.config import MAX_LEVEL, Settings
+from core.errors import MemoryLimitError
+from core.features import NAMES, block_of, layers_of, name_of_layer
+from core.images import Size
+from core.pyramid import choose_layers, level_size
+from core.tiles import BlockTiling, Tiling
+
+GIB = 2**30
+
+_RUNTIME_BYTES = {"cpu": 0.65 * GIB, "mps": 0.65 * GIB, "cuda": 0.4 * GIB}
+"""PyTorch itself, its threads' buffers and the compiled convolutions."""
+_BAND_BYTES = {"cpu": 16 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
+"""Size of one activation of a band: on a CPU small enough for the caches, on a GPU large enough to fill it."""
+_VECTORS = 16
+"""Point, gradients, offset, starting picture, spectra and what an evaluation holds besides features."""
+_SHARE_OF_MACHINE = 0.6
+"""Without a limit of the user's, a run plans to use this share of the device's memory at most."""
+_WHOLE = 1 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is computed.
+
+    Attributes:
+        tilings: Of each level, from 0 up.
+        history: Pairs that L-BFGS remembers.
+        half_history: Whether it remembers them in 16 bit.
+        memory_bytes: The peak to expect: of the process on a CPU, of the device on a GPU.
+    """
+
+    tilings: tuple[Tiling, ...]
+    history: int
+    half_history: bool
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a job would need; `seconds` is None until a first run on the device has been measured."""
+
+    width: int
+    height: int
+    memory_bytes: int
+    seconds: float | None
+    largest_level: int | None
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What memory and time depend on: the channels of every convolution, block by block, bytes of one feature, and
+    block and channels of every content and style layer.
+    """
+
+    blocks: tuple[tuple[int, ...], ...]
+    item: int
+    content: tuple[tuple[int, int], ...]
+    style: tuple[tuple[int, int], ...]
+    parameters: int
+
+    def kept(self, block: int, size: Size) -> float:
+        """What one kept block holds for its backward pass: padded inputs, outputs, and the pooling's choices."""
+        pixels = _pixels(size, block)
+        channels = self.blocks[block]
+        inputs = (self.blocks[block - 1][-1] if block else 3, *channels[:-1])
+        held = sum(channels) + sum(inputs)
+        choices = 8 / 4 * channels[-1] if block + 1 < len(self.blocks) else 0
+        return pixels * (held * self.item + choices)
+
+    def banded(self, block: int, size: Size, rows: int) -> float:
+        """What one band of a block that is not kept needs while it is computed and back-propagated."""
+        share = min(1.0, (rows + 2 * len(self.blocks[block])) / max(size[0] >> block, 1))
+        return 1.6 * self.kept(block, size) * share
+
+    def pooled(self, size: Size) -> float:
+        """The inputs of all blocks, and the gradients with respect to two of them, which live at once."""
+        inputs = [3, *(channels[-1] for channels in self.blocks[:-1])]
+        sizes = [channels * _pixels(size, block) * self.item for block, channels in enumerate(inputs)]
+        return sum(sizes) + 2 * max(sizes[1:], default=sizes[0]) + sizes[0]
+
+    def targets(self, size: Size) -> float:
+        """The content features."""
+        return sum(channels * _pixels(size, block) * self.item for block, channels in self.content)
+
+    def operations(self, size: Size, tiling: Tiling) -> float:
+        """Multiplications and additions of one evaluation of a level, forward and backward."""
+        total = 0.0
+        before = 3
+        for block, channels in enumerate(self.blocks):
+            pixels = _pixels(size, block)
+            passes = 2 if tiling[min(block, len(tiling) - 1)].keep else 3
+            for count in channels:
+                total += passes * 2 * 9 * before * count * pixels
+                before = count
+        return total + sum(8 * channels**2 * _pixels(size, block) for block, channels in self.style)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A run to be planned: sizes of its pictures, and what its memory depends on."""
+
+    settings: Settings
+    content: Size
+    styles: tuple[Size, ...]
+    device: torch.device
+    model: _Model
+
+    @property
+    def levels(self) -> range:
+        """The levels that the loss is taken at."""
+        return range(0 if self.settings.all_levels else self.settings.levels, self.settings.levels + 1)
+
+    @property
+    def limit(self) -> float:
+        """What the run may use."""
+        if self.settings.max_memory is not None:
+            return self.settings.max_memory * GIB
+        return _SHARE_OF_MACHINE * devices.total_memory_bytes(self.device)
+
+    def size(self, level: int) -> Size:
+        return level_size(self.content, level)
+
+    def fixed_bytes(self, history: int, half: bool) -> float:
+        """What is held from the first evaluation to the last, whatever the tiling."""
+        vector = 12 * _pixels(self.size(self.settings.levels))
+        optimizer = history * (1 if half else 2) * vector if self.settings.optimizer.name == "lbfgs" else 2 * vector
+        inputs = 12 * sum(_pixels(size) for size in (self.content, *self.styles))
+        targets = sum(self.model.targets(self.size(level)) for level in self.levels)
+        parameters = self.model.parameters * (4 + self.model.item)
+        runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
+        return runtime + parameters + inputs + _VECTORS * vector + optimizer + targets
+
+    def level_bytes(self, level: int, tiling: Tiling) -> float:
+        """What evaluating one level needs besides."""
+        size = self.size(level)
+        blocks = [(block, tiling[block]) for block in range(len(self.model.blocks))]
+        kept = sum(self.model.kept(block, size) for block, how in blocks if how.keep)
+        banded = max((self.model.banded(block, size, how.rows) for block, how in blocks if not how.keep), default=0.0)
+        # While a kept block is back-propagated, the gradients of its largest features live beside it.
+        backward = max((self.model.kept(block, size) / 2 for block, how in blocks if how.keep), default=0.0)
+        return self.model.pooled(size) + kept + max(banded, backward)
+
+    def banded(self, level: int) -> Tiling:
+        """Every block in bands of about `_BAND_BYTES`, none kept: the least memory."""
+        band = _BAND_BYTES.get(self.device.type, _BAND_BYTES["cpu"])
+        width = self.size(level)[1]
+        rows = [
+            int(band / (max(channels) * max(1, width >> block) * self.model.item))
+            for block, channels in enumerate(self.model.blocks)
+        ]
+        return tuple(BlockTiling(max(8, count // 2 * 2), keep=False) for count in rows)
+
+    def tiling(self, level: int, available: float) -> Tiling | None:
+        """The tiling that keeps as much as fits, the deepest blocks first; None where none fits."""
+        chosen = self.banded(level)
+        if self.level_bytes(level, chosen) > available:
+            return None
+        for block in reversed(range(len(chosen))):
+            kept = (*chosen[:block], BlockTiling(_WHOLE, keep=True), *chosen[block + 1 :])
+            if self.level_bytes(level, kept) <= available:
+                chosen = kept
+        return chosen
+
+    def plan(self) -> Plan | None:
+        """The fastest plan inside the limit: a long history before a short one, as many blocks kept as fit."""
+        for history, half in self._histories():
+            fixed = self.fixed_bytes(history, half)
+            tilings = [self.tiling(level, self.limit - fixed) for level in range(self.settings.levels + 1)]
+            found = tuple(tiling for tiling in tilings if tiling is not None)
+            if len(found) == len(tilings):
+                return self._plan(found, history, half)
+        return None
+
+    def least(self) -> Plan:
+        """The plan that needs the least memory, whether or not it fits."""
+        history, half = self._histories()[-1]
+        return self._plan(tuple(self.banded(level) for level in range(self.settings.levels + 1)), history, half)
+
+    def _histories(self) -> tuple[tuple[int, bool], ...]:
+        asked = self.settings.optimizer.history
+        return ((asked, False), (asked, True), (min(asked, 10), True), (min(asked, 5), True))
+
+    def _plan(self, tilings: tuple[Tiling, ...], history: int, half: bool) -> Plan:
+        working = max(self.level_bytes(level, tilings[level]) for level in self.levels)
+        return Plan(tilings, history, half, round(self.fixed_bytes(history, half) + working))
+
+    def largest_level(self) -> int | None:
+        """The finest level that fits in the limit; None where not even level 0 does."""
+        for level in range(MAX_LEVEL, -1, -1):
+            if replace(self, settings=self.settings.model_copy(update={"levels": level})).plan() is not None:
+                return level
+        return None
+
+    def operations(self, chosen: Plan) -> float:
+        """Arithmetic of a whole run: the evaluations of every stage, each of all its levels."""
+        per_level = {level: self.model.operations(self.size(level), chosen.tilings[level]) for level in self.levels}
+        optimizer = self.settings.optimizer
+        total = optimizer.iterations * sum(per_level.values())
+        if self.settings.all_levels and optimizer.schedule == "coarse-first":
+            for finest in range(self.settings.levels):
+                total += optimizer.coarse_iterations * sum(per_level[level] for level in range(finest + 1))
+        return total
+
+
+def _case(
+    settings: Settings, content: Size, styles: Sequence[Size], device: torch.device, network: weights.Weights
+) -> _Case:
+    return _Case(settings, content, tuple(styles), device, _model(settings, device, network))
+
+
+def plan(
+    settings: Settings, content: Size, styles: Sequence[Size], device: torch.device, network: weights.Weights
+) -> Plan:
+    """Chooses how to compute a run within the settings' `max_memory`, or else a share of the machine's.
+
+    Raises:
+        MemoryLimitError: Even the least that does is more; the remedy names the largest level that fits.
+    """
+    case = _case(settings, content, styles, device, network)
+    found = case.plan()
+    if found is not None:
+        return found
+    needed, fits = case.least().memory_bytes, case.largest_level()
+    remedy = "Use a smaller network" if fits is None else f"Use --levels {fits}, the largest that fits"
+    if settings.max_memory is not None:
+        remedy += f", or allow {_gib(needed)}"
+    allowed = "you allow" if settings.max_memory is not None else "a run may use on this machine"
+    raise MemoryLimitError(
+        f"level {settings.levels} needs at least {_gib(needed)}, and {allowed} {_gib(case.limit)}", remedy
+    )
+
+
+def estimate(settings: Settings, content: Size, styles: Sequence[Size], device: str = "auto") -> Estimate:
+    """What a job of these sizes would need on a device.
+
+    `memory_bytes` is what its plan needs or, where none fits, the least that would do.
+
+    Raises:
+        UserError: The network's weights are missing, or the device doesn't exist.
+    """
+    place = devices.resolve(device)
+    network = weights.load(weights.choose(settings.network))
+    case = _case(settings, content, styles, place, network)
+    chosen = case.plan() or case.least()
+    height, width = case.size(settings.levels)
+    speed = measured_speed(network.network, settings, place)
+    return Estimate(
+        width=width,
+        height=height,
+        memory_bytes=chosen.memory_bytes,
+        seconds=None if speed is None else case.operations(chosen) / speed,
+        largest_level=case.largest_level(),
+    )
+
+
+def operations(
+    settings: Settings, content: Size, device: torch.device, network: weights.Weights, chosen: Plan
+) -> float:
+    """Arithmetic operations of a whole run, as counted for its estimate of time."""
+    return _case(settings, content, (), device, network).operations(chosen)
+
+
+def _model(settings: Settings, device: torch.device, network: weights.Weights) -> _Model:
+    layers = choose_layers(settings.loss, layers_of(network))
+    channels = {
+        name: int(network.tensors[f"features.{index}.weight"].shape[0])
+        for name, index in zip(NAMES, weights.conv_indices, strict=True)
+        if f"features.{index}.weight" in network.tensors
+    }
+    deepest = max(NAMES.index(name_of_layer(layer)) for layer in (*layers.style, *layers.content))
+    blocks: dict[int, list[int]] = {}
+    for name in NAMES[: deepest + 1]:
+        blocks.setdefault(int(name[0]), []).append(channels[name])
+    return _Model(
+        blocks=tuple(tuple(counts) for counts in blocks.values()),
+        item=devices.dtype(settings.precision, device).itemsize,
+        content=tuple((block_of(layer), channels[name_of_layer(layer)]) for layer in layers.content),
+        style=tuple((block_of(layer), channels[name_of_layer(layer)]) for layer in layers.style),
+        parameters=sum(tensor.numel() for tensor in network.tensors.values()),
+    )
+
+
+def _pixels(size: Size, block: int = 0) -> int:
+    """Positions of a block (from 0) for a picture of `size`."""
+    return (size[0] >> block) * (size[1] >> block)
+
+
+def _gib(count: float) -> str:
+    return f"{math.ceil(count / GIB * 10) / 10:.1f} GiB"
+
+
+def _speeds_file() -> Path:
+    return weights.cache_dir() / "speeds.json"
+
+
+def _speed_key(network: str, settings: Settings, device: torch.device) -> str:
+    return f"{devices.describe(device)}, {devices.dtype(settings.precision, device)}, {network}"
+
+
+def measured_speed(network: str, settings: Settings, device: torch.device) -> float | None:
+    """Operations a second of the last measured run on this device with this network; None before the first."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return float(json.loads(_speeds_file().read_text())[_speed_key(network, settings, device)])
+    return None
+
+
+def remember_speed(network: str, settings: Settings, device: torch.device, operations: float, seconds: float) -> None:
+    """Keeps the speed of a run for later estimates; a cache that can't be written is no reason to fail."""
+    path = _speeds_file()
+    with contextlib.suppress(OSError, ValueError, Timeout):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock"), timeout=1):
+            known = json.loads(path.read_text()) if path.exists() else {}
+            path.write_text(json.dumps(known | {_speed_key(network, settings, device): operations / seconds}, indent=1))
