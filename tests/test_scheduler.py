@@ -570,7 +570,7 @@ async def test_what_fits_on_no_device_is_refused_with_the_largest_level(tmp_path
     estimate = replace(small_estimate(memory_bytes=99 * GIB), largest_level=2)
     executor = ScriptedExecutor(estimate=lambda run, slot: estimate)
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
-        with pytest.raises(MemoryLimitError, match=r"needs 99.0 GiB.*there is 8.0 GiB.*level 2, the largest that fits"):
+        with pytest.raises(MemoryLimitError, match=r"needs 99.0 GiB.*level 2, the largest that fits"):
             await submit(studio, settings=Settings(levels=4))
         assert not await studio.jobs()
 
@@ -597,10 +597,29 @@ async def test_a_job_waits_for_memory_and_is_not_overtaken(tmp_path: Path) -> No
         assert not (await studio.job(large.id)).waiting
 
 
-async def test_patience_for_memory_has_an_end(tmp_path: Path) -> None:
+async def test_a_job_that_waited_long_enough_is_computed_in_smaller_pieces(tmp_path: Path) -> None:
     def estimate(run: Run, slot: Slot | None) -> Estimate:
-        level = run.settings.levels
-        return replace(small_estimate(memory_bytes=(1 + 4 * level) * GIB, free_bytes=GIB), largest_level=0)
+        needs = min(5.0, run.settings.max_memory or 99.0)
+        return small_estimate(memory_bytes=int(needs * GIB), free_bytes=2 * GIB)
+
+    executor = ScriptedExecutor(estimate=estimate)
+    hasty = QUICK.model_copy(update={"memory_patience_seconds": 0.1})
+    async with asyncio.timeout(60), open_studio(tmp_path, executor, hasty) as studio:
+        job = await submit(studio)
+        run = await executor.run(job)
+        assert run.run.settings == SMALL.changed({"max_memory": 2.0})
+        run.finish()
+        done = await finished(studio, job)
+        assert [notice.text for notice in done.notices] == [
+            "Only 2.0 GiB of memory were free, so it is computed in smaller pieces."
+        ]
+
+
+async def test_a_job_that_fits_in_no_smaller_pieces_is_refused_and_the_next_one_runs(tmp_path: Path) -> None:
+    def estimate(run: Run, slot: Slot | None) -> Estimate:
+        largest = 6 if run.settings.max_memory is None else 0
+        memory = (1 + 4 * run.settings.levels) * GIB
+        return replace(small_estimate(memory_bytes=memory, free_bytes=2 * GIB), largest_level=largest)
 
     executor = ScriptedExecutor(estimate=estimate)
     hasty = QUICK.model_copy(update={"memory_patience_seconds": 0.1})
@@ -608,8 +627,9 @@ async def test_patience_for_memory_has_an_end(tmp_path: Path) -> None:
         large, small = await submit(studio, settings=Settings(levels=1)), await submit(studio)
         refused = await finished(studio, large)
         assert refused.state is JobState.FAILED
-        assert "needs 5.0 GiB" in str(refused.error)
-        assert "Choose level 0" in str(refused.error)
+        assert str(refused.error) == (
+            "level 1 needs 5.0 GiB of memory, more than there is for it. Choose level 0, the largest that fits."
+        )
         (await executor.run(small)).finish()
         assert (await finished(studio, small)).state is JobState.DONE
 

@@ -112,6 +112,8 @@ def test_every_change_of_state_is_a_row_with_a_time(store: Store) -> None:
 def test_the_same_key_gives_the_same_job(store: Store) -> None:
     first = submitted(store, key="cell")
     assert submitted(store, key="cell") == first
+    assert store.find("lab", "cell") == first
+    assert store.find("another", "cell") is None
     assert submitted(store, "another", key="cell").id != first.id
     assert submitted(store).id != submitted(store).id, "no key is no key"
 

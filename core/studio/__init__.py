@@ -277,6 +277,11 @@ class Studio:
         """
         return self._seen(await self._commit(self._store.get, job_id))
 
+    async def find(self, owner: str, key: str) -> Job | None:
+        """The job that the owner submitted under this key; none where there is none (any more)."""
+        job = await self._commit(self._store.find, owner, key)
+        return None if job is None else self._seen(job)
+
     async def jobs(
         self,
         *,

@@ -95,8 +95,8 @@ class StudioSettings(_Frozen):
     """Progress is written down at most this often; other processes see it then."""
     poll_seconds: Annotated[float, Field(gt=0)] = 0.5
     """How often to look what other processes of the same data directory did, and whether a device is free again."""
-    memory_patience_seconds: Seconds = 600.0
-    """How long a job waits for memory that others use, before it is refused."""
+    memory_patience_seconds: Seconds = 60.0
+    """How long a job waits for memory that other programs use, before it is computed in smaller pieces or refused."""
     keep_seconds: Seconds | None = None
     """How long a finished job is kept with its files (`submit` may say otherwise for one job); none: for ever."""
     keep_unused_seconds: Seconds = 24 * 3600.0
@@ -366,13 +366,18 @@ class Estimate:
     width: int
     height: int
     memory_bytes: int
-    """The least that the run needs; a larger picture is computed in tiles."""
+    """What the run will take; where it doesn't fit, the least that would do."""
     free_bytes: int
     total_bytes: int
-    largest_level: int | None = None
-    """The finest level that fits in the device's whole memory; none where not even level 0 does."""
+    largest_level: int | None
+    """The finest level that fits in what a run may take of the device; none where not even level 0 does."""
     seconds: float | None = None
     network: str = ""
+
+    def holds(self, level: int) -> bool:
+        """Whether a picture of this level fits, given that nothing else runs there."""
+        fits = self.largest_level is not None and level <= self.largest_level
+        return fits and self.memory_bytes <= self.total_bytes
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+GIB = 2**30
 _RECOVERY_POLLS = 10
+_TROUBLE_POLLS = 4
+"""After a failure to read or write, wait so many polls before trying again."""
 _TIDY_SECONDS = 3600.0
 _REMEMBERED_EVENTS = 4096
 _QUEUE_NEWS_SECONDS = 0.25
@@ -348,13 +351,24 @@ class Events:
 # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@dataclass(frozen=True)
+class _Admission:
+    """How a job may start."""
+
+    settings: Settings
+    """Those of the job, or with less memory."""
+    memory_bytes: int
+    notice: str = ""
+    """What its owner should know of it."""
+
+
 @dataclass
 class _Active:
     """A run of this process."""
 
     job: Job
     slot: Slot
-    memory_bytes: int
+    admission: _Admission
     began: float = field(default_factory=time.monotonic)
     progress: Progress | None = None
     work_before: float | None = None
@@ -506,9 +520,10 @@ class Scheduler:
             MemoryLimitError: It fits on none.
         """
         estimates = [await self._executor.estimate(run, slot) for slot in self._distinct_slots()]
-        best = max(estimates, key=lambda estimate: estimate.total_bytes - estimate.memory_bytes)
-        if best.memory_bytes > best.total_bytes:
-            raise _too_large(run.settings, best, best.total_bytes)
+        level = run.settings.levels
+        best = max(estimates, key=lambda estimate: (estimate.holds(level), estimate.total_bytes))
+        if not best.holds(level):
+            raise _too_large(level, best)
         seconds = self.seconds(run.settings, best.network, best.width, best.height)
         return best if seconds is None else replace(best, seconds=seconds)
 
@@ -618,8 +633,13 @@ class Scheduler:
                         await self._fill(slot)
             except StorageError as error:
                 log.error("no job can be started: %s", error)
+                await self._calm_down()
             except Exception:
                 log.exception("the next job could not be started")
+                await self._calm_down()
+
+    async def _calm_down(self) -> None:
+        await asyncio.sleep(self._settings.poll_seconds * _TROUBLE_POLLS)
 
     async def _fill(self, slot: Slot) -> None:
         """Starts the next job on a free slot, if there is one and no other process has the device."""
@@ -637,49 +657,62 @@ class Scheduler:
         for job in list(self.order()):
             if job.process is not None:
                 continue  # an earlier run of it has yet to end
-            estimate = await self._admit(job, slot)
-            if estimate is None:
-                continue
+            admission = await self._admit(job, slot)
             if job.id in self._waits:
                 return False  # nobody overtakes it, or it would wait for ever
+            if admission is None:
+                continue
             claimed = await self.commit(self._store.claim, job.id, slot.kind)
             if claimed:
-                self._begin(claimed, slot, estimate)
+                self._begin(claimed, slot, admission)
                 return True
         return False
 
-    async def _admit(self, job: Job, slot: Slot) -> Estimate | None:
-        """Whether a job may start on this slot; none: not here. Where it has to wait for memory, `_waits` knows it."""
+    async def _admit(self, job: Job, slot: Slot) -> _Admission | None:
+        """How a job may start on this slot; none: not here, or not now (then `_waits` has it)."""
         try:
             run = self._store.run(job)
             estimate = await self._executor.estimate(run, slot)
-            if estimate.memory_bytes > estimate.total_bytes:
+            if not estimate.holds(job.settings.levels):
                 await self.wants(run)  # raises where it fits on no other device either
                 return None
-            self._wait_for_memory(job, slot, estimate)
+            return await self._find_memory(job, run, slot, estimate)
         except UserError as error:
+            self._waits.pop(job.id, None)
             await self.commit(self._store.fail, job.id, job.attempt, Failure(cause=error.cause, remedy=error.remedy))
             return None
-        return estimate
 
-    def _wait_for_memory(self, job: Job, slot: Slot, estimate: Estimate) -> None:
-        beside = [active.memory_bytes for active in self._active.values() if active.slot.device == slot.device]
-        # Free memory knows what other programs hold; the runs beside it may yet take what they were estimated to need.
+    async def _find_memory(self, job: Job, run: Run, slot: Slot, estimate: Estimate) -> _Admission | None:
+        """Waits for the runs beside it to end; for other programs it waits a while, then makes do with what is free."""
+        beside = [
+            active.admission.memory_bytes for active in self._active.values() if active.slot.device == slot.device
+        ]
+        # What is free doesn't know yet what the runs beside it are going to take.
         available = min(estimate.free_bytes, estimate.total_bytes - sum(beside))
         if estimate.memory_bytes <= available:
             self._waits.pop(job.id, None)
-            return
+            return _Admission(run.settings, estimate.memory_bytes)
         since, _ = self._waits.get(job.id, (time.monotonic(), ""))
-        if not beside and time.monotonic() - since > self._settings.memory_patience_seconds:
-            del self._waits[job.id]
-            raise _too_large(job.settings, estimate, available)
+        if beside or time.monotonic() - since < self._settings.memory_patience_seconds:
+            self._wait(job, since, estimate, available)
+            return None
+        smaller = run.settings.changed({"max_memory": available / GIB})
+        estimate = await self._executor.estimate(replace(run, settings=smaller), slot)
+        if not estimate.holds(smaller.levels) or estimate.memory_bytes > available:
+            raise _too_large(smaller.levels, estimate)
+        self._waits.pop(job.id, None)
+        notice = f"Only {_gib(available)} of memory were free, so it is computed in smaller pieces."
+        return _Admission(smaller, estimate.memory_bytes, notice)
+
+    def _wait(self, job: Job, since: float, estimate: Estimate, available: int) -> None:
         waiting = f"waits for memory: needs {_gib(estimate.memory_bytes)}, {_gib(available)} free"
-        if job.id not in self._waits:
-            self._waits[job.id] = (since, waiting)
+        news = job.id not in self._waits
+        self._waits[job.id] = (since, waiting)
+        if news:
             self._events.tell("job", job.id, self.seen(job))
 
-    def _begin(self, job: Job, slot: Slot, estimate: Estimate) -> None:
-        active = _Active(job, slot, estimate.memory_bytes, preview=job.preview)
+    def _begin(self, job: Job, slot: Slot, admission: _Admission) -> None:
+        active = _Active(job, slot, admission, preview=job.preview)
         self._active[job.id] = active
         if not self._is_wanted(active):  # cancelled since it was claimed
             active.unwanted = True
@@ -710,7 +743,9 @@ class Scheduler:
         if active.unwanted:
             return
         output = None
-        run = self._store.run(active.job)
+        run = replace(self._store.run(active.job), settings=active.admission.settings)
+        if active.admission.notice:
+            await self._take(active, Remark(active.admission.notice))
         try:
             async with contextlib.aclosing(self._executor.start(run, active.slot)) as updates:
                 async for update in updates:
@@ -848,7 +883,7 @@ class Scheduler:
                 return await self.commit(change, *args, **kwargs)
             except StorageError as error:
                 log.error("%s (trying again)", error)
-                await asyncio.sleep(self._settings.poll_seconds)
+                await self._calm_down()
 
     # Keeping house
 
@@ -884,14 +919,12 @@ def _is_news(before: tuple[int, float | None] | None, now: tuple[int, float | No
     return before[1] is not None and now[1] is not None and abs(before[1] - now[1]) > 5 + 0.1 * before[1]
 
 
-def _too_large(settings: Settings, estimate: Estimate, available: int) -> MemoryLimitError:
-    cause = f"level {settings.levels} needs {_gib(estimate.memory_bytes)} of memory, and there is {_gib(available)}"
-    largest = estimate.largest_level
-    smaller = largest is not None and largest < settings.levels
-    return MemoryLimitError(
-        cause, f"Choose level {largest}, the largest that fits" if smaller else "Choose a smaller level"
-    )
+def _too_large(level: int, estimate: Estimate) -> MemoryLimitError:
+    cause = f"level {level} needs {_gib(estimate.memory_bytes)} of memory, more than there is for it"
+    if estimate.largest_level is None:
+        return MemoryLimitError(cause, "Close other programs, or use a smaller network")
+    return MemoryLimitError(cause, f"Choose level {estimate.largest_level}, the largest that fits")
 
 
 def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / GIB:.1f} GiB"

@@ -610,6 +610,11 @@ class Store:
         with self._reading():
             return self._get(job_id)
 
+    def find(self, owner: str, key: str) -> Job | None:
+        """The job that an owner submitted under a key; none where there is none."""
+        with self._reading():
+            return next(iter(self._select("owner = ? AND key = ?", owner, key)), None)
+
     def jobs(
         self,
         *,

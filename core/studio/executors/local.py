@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -22,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import psutil
 from filelock import FileLock, Timeout
 
 from core.errors import CheckpointError, MemoryLimitError, UserError
@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 _CHART_POINTS = 1000
 _PREVIEW_SHARE = 0.1
 _CHECKPOINT_SHARE = 0.05
+_SWITCH_SECONDS = 0.001
+"""How long a thread may keep the interpreter when others wait; with eight GPUs, Python's 5 ms is 40 for the loop."""
 
 
 # ── What computes ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -130,10 +132,13 @@ class Mailbox:
         self._error: BaseException | None = None
         self._news = asyncio.Event()
         self._rung = False
+        self.saving = False
+        """Whether a checkpoint is on its way: the next one is better made when this one is safe."""
 
     def put(self, update: Update) -> None:
         """Called in the thread; never waits for the loop."""
         with self._lock:
+            self.saving = self.saving or isinstance(update, Checkpoint)
             if isinstance(update, Progress | Preview | Checkpoint):
                 self._latest[type(update)] = update
             else:
@@ -164,6 +169,8 @@ class Mailbox:
             updates, ended = self._take()
             for update in updates:
                 yield update
+                if isinstance(update, Checkpoint):
+                    self.saving = False
         if self._error is not None:
             raise self._error
 
@@ -234,7 +241,7 @@ class _Reporter:
             if due:
                 self._mailbox.put(Preview(moment.preview()))
         with self._checkpoint.when_due() as due:
-            if due:
+            if due and not self._mailbox.saving:
                 self.save(moment)
 
     def tell(self, progress: Progress) -> None:
@@ -272,6 +279,8 @@ class LocalExecutor:
         # Not one per thread: the thread that opens the executor may be another one than that which uses it.
         self._locks = {slot.name: FileLock(locks / _lock_name(slot), thread_local=False) for slot in self._slots}
         self._works: dict[tuple[str, int], _Work] = {}
+        self._switch_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._switch_seconds, _SWITCH_SECONDS))
 
     def slots(self) -> Sequence[Slot]:
         """The same from beginning to end."""
@@ -316,6 +325,7 @@ class LocalExecutor:
 
     async def close(self) -> None:
         """Lets go of all devices. One where a thread still computes stays locked until the process ends."""
+        sys.setswitchinterval(self._switch_seconds)
         busy = {work.slot.name for work in self._works.values() if work.thread and work.thread.is_alive()}
         for name, lock in self._locks.items():
             if name not in busy:
@@ -446,7 +456,7 @@ class TorchBackend:
 
     def estimate(self, run: Run, device: str) -> Estimate:
         """By the headers of the pictures."""
-        from core import devices, images, planning  # noqa: PLC0415
+        from core import devices, images, planning, weights  # noqa: PLC0415
 
         resolved = devices.resolve(device)
         content, *styles = [images.probe(path) for path in (run.content, *run.styles)]
@@ -461,10 +471,10 @@ class TorchBackend:
             height=plan.height,
             memory_bytes=plan.memory_bytes,
             free_bytes=devices.free_memory_bytes(resolved),
-            total_bytes=_total_memory_bytes(device),
+            total_bytes=devices.total_memory_bytes(resolved),
             largest_level=plan.largest_level,
             seconds=plan.seconds,
-            network=_network(run.settings.network),
+            network=weights.choose(run.settings.network),
         )
 
     def compute(
@@ -538,25 +548,6 @@ def _all_devices() -> Sequence[str]:
 
 def _slot_names(device: str, slots: int) -> Sequence[str]:
     return [device] if slots == 1 else [f"{device}.{number}" for number in range(slots)]
-
-
-def _total_memory_bytes(device: str) -> int:
-    import torch  # noqa: PLC0415
-
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[1]
-    if device == "mps":
-        return torch.mps.recommended_max_memory()
-    return psutil.virtual_memory().total
-
-
-def _network(name: str) -> str:
-    """The network that `auto` means here and now."""
-    from core import weights  # noqa: PLC0415
-
-    if name != "auto":
-        return name
-    return "vgg19" if weights.find("vgg19") else "compact"
 
 
 def _read(path: Path, remark: Callable[[str], None]) -> "Picture":
