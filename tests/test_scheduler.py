@@ -5,6 +5,7 @@ import contextlib
 import errno
 import random
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -879,16 +880,21 @@ async def test_time_left_is_learnt_from_finished_jobs(studio: Studio, executor: 
 async def test_time_left_of_a_running_job_follows_its_own_pace(
     studio: Studio, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = time.time()
+    monkeypatch.setattr("core.studio.scheduler.time.time", lambda: now)
     job = await submit(studio)
     run = await executor.run(job)
-    started = (await studio.job(job.id)).started
-    assert started is not None
-    run.send(progress(15))
-    with studio.subscribe(job_id=job.id) as events:
-        while not (await studio.job(job.id)).progress:
-            await events.next(within=PATIENCE)
-    monkeypatch.setattr("core.studio.scheduler.time.time", lambda: started + 30)
-    assert (await studio.job(job.id)).seconds_left == pytest.approx(90), "a quarter took 30 s"
+    now += 100  # of preparing
+    left = []
+    for iteration in (0, 1, 15, 30):
+        run.send(progress(iteration))
+        async with asyncio.timeout(PATIENCE):
+            with studio.subscribe(job_id=job.id) as events:
+                while not (seen := (await studio.job(job.id)).progress) or seen.iteration < iteration:
+                    await events.next()
+        left.append((await studio.job(job.id)).seconds_left)
+        now += 30
+    assert left == [None, None, pytest.approx(180), pytest.approx(90)], "60 s for a quarter, then 90 s for a half"
 
 
 async def test_places_in_the_queue_are_told_as_they_change(studio: Studio, executor: ScriptedExecutor) -> None:

@@ -371,8 +371,8 @@ class _Active:
     admission: _Admission
     began: float = field(default_factory=time.monotonic)
     progress: Progress | None = None
-    work_before: float | None = None
-    """Work that was left when it began."""
+    first: tuple[float, float] | None = None
+    """When its first progress came (preparing is over then), and the work that was left."""
     preview: int | None = None
     points: list[LossPoint] = field(default_factory=list)
     recorded: float = -math.inf
@@ -600,16 +600,16 @@ class Scheduler:
         return None if pace is None else pace * remaining_work(job.settings, job.width, job.height, progress)
 
     def _seconds_left(self, job: Job) -> float | None:
-        """By its own pace so far, to which earlier jobs add what they know as if it were a seventh of the work."""
+        """By its own pace so far, to which earlier jobs add what they know as if it were a tenth of the work."""
         size = (job.settings, job.width, job.height)
         total, left = total_work(*size), remaining_work(*size, job.progress)
         active = self._active.get(job.id)
-        before = active.work_before if active and active.work_before is not None else total
-        done, elapsed = max(0.0, before - left), time.time() - (job.started or time.time())
+        began, before = active.first if active and active.first else (job.started or time.time(), total)
+        done, elapsed = max(0.0, before - left), time.time() - began
         pace = self._paces.pace(job.device, job.settings, job.network, job.width * job.height)
         if pace is not None:
-            done, elapsed = done + total / 7, elapsed + pace * total / 7
-        return left * elapsed / done if done > 0 else None
+            done, elapsed = done + total / 10, elapsed + pace * total / 10
+        return left * elapsed / done if done >= total / 40 else None
 
     def _usual_kind(self) -> str | None:
         return next((slot.kind for slot in self._executor.slots()), None)
@@ -777,8 +777,7 @@ class Scheduler:
     def _take_progress(self, active: _Active, progress: Progress) -> None:
         size = (active.job.settings, active.job.width, active.job.height)
         left, total = remaining_work(*size, progress), total_work(*size)
-        if active.work_before is None:
-            active.work_before = left if active.job.checkpoint_iteration else total
+        active.first = active.first or (time.time(), left)
         active.progress = progress.model_copy(update={"fraction": min(1.0, max(0.0, 1 - left / total))})
         self._tell_run(active)
 

@@ -343,8 +343,8 @@ class LocalExecutor:
         work.mailbox.end(error)
 
     def _judged(self, error: BaseException, work: _Work) -> BaseException:
-        """What to tell of an error. Its frames would keep the pictures in memory, so they are emptied."""
-        _empty_frames(error)
+        """What to tell of an error."""
+        _let_go_of_pictures(error)
         if isinstance(error, UserError) or not self._backend.poisoned(work.slot.device):
             return error
         log.critical("%s can't be used any more in this process", work.slot.device, exc_info=error)
@@ -379,7 +379,7 @@ class LocalExecutor:
             if not self._backend.out_of_memory(error):
                 raise
             log.warning("job %s: %s", run.job_id, error)
-            _empty_frames(error)
+            _let_go_of_pictures(error)
             return False
         return True
 
@@ -417,11 +417,13 @@ def _out_of_memory(run: Run, slot: Slot) -> MemoryLimitError:
     return MemoryLimitError(cause, f"Choose level {level - 1}" if level else "Close other programs that use it")
 
 
-def _empty_frames(error: BaseException | None) -> None:
+def _let_go_of_pictures(error: BaseException | None) -> None:
     """Drops the local variables of all functions that an error came through; their lines stay known."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+    # Errors and their frames form cycles. Only here, since a whole collection stops the interpreter for 0.1 s or more.
+    gc.collect()
 
 
 def _lock_name(slot: Slot) -> str:
@@ -532,7 +534,6 @@ class TorchBackend:
         """Empties torch's cache, so that the next run, or another process, finds the memory free."""
         import torch  # noqa: PLC0415
 
-        gc.collect()
         with contextlib.suppress(RuntimeError):  # on a poisoned device
             if device.startswith("cuda"):
                 torch.cuda.empty_cache()
