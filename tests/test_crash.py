@@ -1,6 +1,7 @@
 """Processes that are killed: nothing that was accepted is lost, nothing is done twice."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from core.studio.jobs import JobState, Run
 from core.studio.store import Store
 from tests.studio_doubles import QUICK, SMALL, Rehearsal, rehearsed
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a matter of POSIX")
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = 12
 KILLS = 20
@@ -65,42 +67,34 @@ async def _submit(studio: Studio, number: int) -> Job:
 # ── The parent ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def spawn(function: str, data: Path) -> subprocess.Popen[str]:
-    command = f"from tests.test_crash import {function}; {function}({str(data)!r})"
-    return subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+class Child:
+    """A process that serves, and what it told before it ended."""
+
+    def __init__(self, function: str, data: Path) -> None:
+        command = f"from tests.test_crash import {function}; {function}({str(data)!r})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "begun\n"
+
+    def kill(self) -> tuple[set[str], bool]:
+        """Ids of the jobs that it said were accepted, and whether it was still at work."""
+        self._process.send_signal(signal.SIGKILL)
+        told, _ = self._process.communicate()
+        return set(told.split()), self._process.returncode == -signal.SIGKILL
+
+    def finish(self) -> tuple[set[str], int]:
+        """The same ids, and its exit status, when it ends by itself."""
+        told, _ = self._process.communicate(timeout=90)
+        return set(told.split()), self._process.returncode
 
 
-def life(data: Path, seconds: float) -> tuple[list[str], int]:
-    """Lets a child live for some time after it has begun; the ids of the jobs that it was told are accepted."""
-    child = spawn("serve", data)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "begun\n"
-    time.sleep(seconds)  # this moment is what the test is about
-    child.send_signal(signal.SIGKILL)
-    told = child.stdout.read().split()
-    return told, child.wait()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is a matter of POSIX")
-@pytest.mark.slow
-def test_twenty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
-    dice = random.Random()
-    seed = dice.randrange(2**32)
-    dice.seed(seed)
-    told, killed = set[str](), 0
-    for _ in range(KILLS):
-        ids, status = life(tmp_path, dice.uniform(0, 0.5))
-        told.update(ids)
-        killed += status == -signal.SIGKILL
-    last = spawn("serve", tmp_path)
-    output, _ = last.communicate(timeout=60)
-    told.update(output.split()[1:])
-    assert last.returncode == 0
-    assert killed >= KILLS // 2, "most children were still at work"
-
-    store = Store(tmp_path)
+def check(data: Path, told: set[str]) -> None:
+    """Everything that was accepted is there, done once, and right; nothing else is there."""
+    store = Store(data)
     jobs = store.jobs()
-    assert told == {job.id for job in jobs}, f"accepted and there (seed {seed})"
+    assert told == {job.id for job in jobs}
     assert sorted(int(job.tags["number"]) for job in jobs) == list(range(JOBS))
     for job in jobs:
         assert job.result is not None, job
@@ -109,23 +103,63 @@ def test_twenty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path) -> None:
         ends = Counter(line.after for line in store.transitions(job.id))
         assert ends[JobState.DONE] == 1
         assert not ends[JobState.FAILED]
-    for path in tmp_path.glob("*s/*"):  # a day later, what kills left half done is gone
+    for path in data.glob("*s/*"):  # a day later, what kills left half done is gone
         os.utime(path, (1, 1))
     store.tidy(keep_seconds=None, keep_unused_seconds=24 * 3600.0)
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {job.result.file for job in jobs if job.result}
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert {path.name for path in (data / "results").iterdir()} == {job.result.file for job in jobs if job.result}
+    assert not list((data / "checkpoints").iterdir())
+    assert [path.name for path in (data / "locks").glob("process-*")] == [f"process-{store.process}.lock"]
     store.close()
-    with sqlite3.connect(tmp_path / "studio.sqlite3") as connection:
+    with contextlib.closing(sqlite3.connect(data / "studio.sqlite3")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.fixture
+def dice() -> random.Random:
+    """Random moments, other ones every time; a failure shows the seed."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+@posix
+@pytest.mark.slow
+def test_twenty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, dice: random.Random) -> None:
+    told, at_work = set[str](), 0
+    for _ in range(KILLS):
+        child = Child("serve", tmp_path)
+        time.sleep(dice.uniform(0, 0.5))  # the moment is what this is about
+        ids, killed = child.kill()
+        told |= ids
+        at_work += killed
+    ids, status = Child("serve", tmp_path).finish()
+    assert status == 0
+    assert at_work >= KILLS // 2, "most children had not finished yet"
+    check(tmp_path, told | ids)
+
+
+@posix
+@pytest.mark.slow
+def test_of_two_processes_on_one_queue_either_may_be_killed(tmp_path: Path, dice: random.Random) -> None:
+    told = set[str]()
+    children = [Child("serve", tmp_path), Child("serve", tmp_path)]
+    for _ in range(KILLS // 2):
+        time.sleep(dice.uniform(0, 0.3))
+        victim = dice.randrange(2)
+        told |= children[victim].kill()[0]
+        children[victim] = Child("serve", tmp_path)
+    for child in children:
+        ids, status = child.finish()
+        assert status == 0
+        told |= ids
+    check(tmp_path, told)
+
+
+@posix
 def test_a_job_that_takes_the_service_down_does_so_twice(tmp_path: Path) -> None:
-    statuses: list[int] = []
-    while not statuses or statuses[-1] != 0:
-        child = spawn("serve_with_a_deadly_job", tmp_path)
-        child.communicate(timeout=60)
-        statuses.append(child.returncode)
-        assert len(statuses) < 5
+    statuses = list[int]()
+    while 0 not in statuses and len(statuses) < 5:
+        statuses.append(Child("serve_with_a_deadly_job", tmp_path).finish()[1])
     assert statuses == [1, 1, 0]
     store = Store(tmp_path)
     by_state = Counter(job.state for job in store.jobs())

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -14,10 +16,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from core.config import Settings
-from core.errors import MemoryLimitError
+from core.config import OptimizerSettings, Settings
+from core.errors import DeviceError, ImageError, MemoryLimitError
 from core.studio import Job, Studio
-from core.studio.executors.local import LocalExecutor, Mailbox
+from core.studio.executors.local import LocalExecutor, Mailbox, TorchBackend
 from core.studio.jobs import (
     Checkpoint,
     JobState,
@@ -385,3 +387,106 @@ async def _read(studio: Studio) -> None:
     with studio.subscribe() as events:
         async for event in events:
             assert event.job is None or event.job.public()
+
+
+# ── The real engine ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+FEW = Settings(
+    levels=0, network="compact", start="content", optimizer=OptimizerSettings(iterations=8), precision="float32"
+)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[bytes, bytes]:
+    """A content of soft hills and a style of stripes, as files."""
+    import torch
+
+    from core import images
+
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
+    content = torch.stack([y, x, (torch.sin(6 * x) * torch.cos(5 * y) + 1) / 2])[None]
+    style = torch.stack([(torch.sin(40 * (x + y)) + 1) / 2, (torch.sin(31 * x) + 1) / 2, y])[None]
+    return images.encode(content), images.encode(style)
+
+
+@contextlib.asynccontextmanager
+async def real_studio(directory: Path) -> AsyncIterator[Studio]:
+    settings = QUICK.model_copy(update={"devices": ("cpu",), "preview_side": 100})
+    async with asyncio.timeout(120), Studio.open(directory, settings) as studio:
+        yield studio
+
+
+async def test_the_real_engine_paints_what_it_paints_without_a_studio(
+    tmp_path: Path, pictures: tuple[bytes, bytes]
+) -> None:
+    from core import images
+    from core.transfer import Transfer
+
+    content, style = pictures
+    transfer = Transfer(images.read(content).pixels, [images.read(style).pixels], FEW, device="cpu")
+    *_, last = transfer.steps()
+    async with real_studio(tmp_path) as studio:
+        inputs = await studio.add_input("lab", content), await studio.add_input("lab", style)
+        job = await studio.submit("lab", inputs[0], [inputs[1]], FEW)
+        assert (job.width, job.height, job.network) == (384, 256, "compact")
+        paused = False
+        with studio.subscribe(job_id=job.id) as events:
+            async for event in events:
+                if event.job and event.job.progress and event.job.progress.iteration >= 1 and not paused:
+                    paused = True
+                    await studio.pause(job.id)
+                    await studio.resume(job.id)
+                if event.job and not event.job.state.pending:
+                    break
+        done = await studio.job(job.id)
+        assert (done.state, done.error, done.notices) == (JobState.DONE, None, ())
+        assert [line.note for line in await studio.transitions(job.id)].count("paused") == 1
+        picture = await studio.result_bytes(job.id)
+        preview = images.read(await studio.preview_bytes(job.id))
+        points = await studio.losses(job.id)
+    painted, expected = images.read(picture).pixels, images.read(transfer.encode(last)).pixels
+    assert (painted - expected).abs().mean() < 1 / 255, "also where it was paused in the middle"
+    assert images.read_recipe(picture)["settings"] == FEW.model_dump(mode="json")
+    assert (preview.format, tuple(preview.pixels.shape[-2:])) == ("JPEG", (67, 100))
+    assert [point.iteration for point in points] == list(range(9))
+    assert points[-1].loss < points[0].loss
+    assert done.progress is not None
+    assert (done.progress.fraction, done.progress.levels[0].level) == (1.0, 0)
+
+
+async def test_the_real_engine_refuses_what_is_no_picture(tmp_path: Path, pictures: tuple[bytes, bytes]) -> None:
+    content, _ = pictures
+    async with real_studio(tmp_path) as studio:
+        inputs = await studio.add_input("lab", content), await studio.add_input("lab", b"<svg onload='alert(1)'/>")
+        with pytest.raises(ImageError):
+            await studio.submit("lab", inputs[0], [inputs[1]], FEW)
+        with pytest.raises(MemoryLimitError, match="level"):
+            await studio.submit("lab", inputs[0], [inputs[0]], FEW.changed({"levels": 6, "max_memory": 1.0}))
+
+
+def test_the_real_engine_knows_when_memory_ran_out() -> None:
+    import torch
+
+    backend = TorchBackend(StudioSettings())
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert backend.out_of_memory(caught.value)
+    assert backend.out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    assert backend.out_of_memory(MemoryError())
+    assert not backend.out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not backend.out_of_memory(ValueError("out of memory"))
+
+
+def test_devices_give_slots() -> None:
+    (slot,) = TorchBackend(StudioSettings(devices=("cpu",))).slots()
+    assert (slot.name, slot.device) == ("cpu", "cpu")
+    assert slot.kind
+    twice = TorchBackend(StudioSettings(devices=("cpu", "cpu"), slots_per_device=2)).slots()
+    assert [(slot.name, slot.device) for slot in twice] == [("cpu.0", "cpu"), ("cpu.1", "cpu")]
+    with pytest.raises(DeviceError):
+        TorchBackend(StudioSettings(devices=("abacus",))).slots()
+
+
+def test_a_studio_without_an_engine_loads_no_torch() -> None:
+    code = "import sys, core.studio, core.studio.executors.local; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0

@@ -899,6 +899,18 @@ class Store:
         self.files.sweep("results", {name for (name,) in results})
         self.files.sweep("checkpoints", {checkpoint_name(job) for job in pending})
         self.files.sweep("previews", {preview_name(name) for name in names})
+        self._sweep_locks()
+
+    def _sweep_locks(self) -> None:
+        """Removes the locks of processes that died without a job, of which `recover` doesn't hear."""
+        with self._reading():
+            running = {name for (name,) in self._rows("SELECT DISTINCT process FROM jobs WHERE process IS NOT NULL")}
+        for path in (self.root / "locks").glob("process-*.lock"):
+            process = path.stem.removeprefix("process-")
+            with contextlib.suppress(OSError):
+                if process not in running and path.stat().st_mtime < time.time() - _STRAY_SECONDS:
+                    with self._if_dead(process):
+                        pass
 
 
 _AFRESH: dict[str, Any] = {
