@@ -1,0 +1,322 @@
+"""The command `stylize`: read, check, optimise, write; and when it is interrupted, write what there is."""
+
+import contextlib
+import json
+import shlex
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import devices, images, planning, weights
+from core.cli import files
+from core.cli.arguments import program
+from core.cli.display import Display
+from core.cli.interruption import Interruption
+from core.cli.settings import Recipe, departures
+from core.config import Settings
+from core.errors import CheckpointError, MemoryLimitError
+from core.images import Picture, Size
+from core.transfer import Step, Transfer
+
+INTERRUPTED = 130
+"""Exit code, as shells give it to a program that Ctrl-C ended."""
+
+
+def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: float) -> int:
+    """Makes the picture and returns the exit code.
+
+    Args:
+        arguments: Of `stylize`.
+        settings: What they ask for.
+        recipe: What the settings were taken from, if it was a picture.
+        began: When the command began, on the monotonic clock.
+
+    Raises:
+        UserError: Anything that the user can mend.
+    """
+    output = _checked_output(arguments)
+    with (
+        Interruption() as interruption,
+        Display(settings, quiet=arguments.quiet, stopping=lambda: interruption.asked) as display,
+        _out_of_memory_explained(),
+    ):
+        display.phase("reading the pictures")
+        transfer = _transfer(arguments, settings, display)
+        output.check_fit(transfer.size)
+        checkpoint = _read_checkpoint(arguments.resume)
+        work = _Run(
+            transfer,
+            output,
+            _frames(arguments, transfer.size),
+            display,
+            interruption,
+            recipe,
+            operations=_operations(transfer, arguments.weights),
+            resumed=checkpoint is not None,
+        )
+        work.prepare()
+        prepared = time.monotonic() - began
+        work.optimise(checkpoint)
+    seconds = {"seconds": time.monotonic() - began, "preparation_seconds": prepared}
+    return _report(arguments, work, seconds)
+
+
+# ── What goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _transfer(arguments: Namespace, settings: Settings, display: Display) -> Transfer:
+    limit = images.DEFAULT_MAX_PIXELS if arguments.max_megapixels is None else arguments.max_megapixels
+
+    def read(path: Path) -> Picture:
+        picture = images.read(path, max_pixels=limit)
+        for notice in picture.notices:
+            display.note(f"{path.name}: {notice}")
+        return picture
+
+    content = read(arguments.content)
+    transfer = Transfer(
+        content.pixels,
+        [read(style).pixels for style in arguments.styles],
+        settings,
+        device=arguments.device or "auto",
+        weights_file=arguments.weights,
+        start=None if arguments.start_image is None else read(arguments.start_image).pixels,
+        alpha=content.alpha,
+    )
+    _introduce(transfer, display)
+    return transfer
+
+
+def _introduce(transfer: Transfer, display: Display) -> None:
+    """Says what computes, and what more there could be."""
+    display.note(f"network {transfer.network.name} on {devices.describe(transfer.device)} in {_precision(transfer)}")
+    if transfer.settings.network == "auto" and transfer.network.name == "compact":
+        display.note(f"VGG-19 itself is not on this machine; to get it: {program()} fetch vgg19")
+    for notice in transfer.notices:
+        display.note(notice)
+
+
+def _precision(transfer: Transfer) -> str:
+    return str(transfer.network.dtype).removeprefix("torch.")
+
+
+def _operations(transfer: Transfer, weights_file: Path | None) -> float:
+    """Arithmetic of the whole run, by which its time is foretold."""
+    content = (transfer.content.shape[2], transfer.content.shape[3])
+    loaded = weights.load(transfer.network.name, weights_file)  # it has been, and is still in memory
+    return planning.operations(transfer.settings, content, transfer.device, loaded, transfer.plan)
+
+
+def _read_checkpoint(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {path} cannot be read ({error.strerror})", "Check its path") from error
+
+
+# ── What comes out ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where the picture goes, and how it is encoded; `options` are those of `images.encode`."""
+
+    path: Path
+    format: str
+    options: dict[str, Any]
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path.with_suffix(".checkpoint")
+
+    def check_fit(self, size: Size) -> None:
+        """Encodes a strip as long as the picture, so that what the format can't hold is refused before the work."""
+        images.encode(torch.zeros(1, 3, 1, max(size)), self.format, **self.options)
+
+    def write(self, transfer: Transfer, step: Step) -> None:
+        files.write(self.path, transfer.encode(step, self.format, **self.options))
+
+
+def _checked_output(arguments: Namespace) -> _Output:
+    inputs = [arguments.content, *arguments.styles, arguments.start_image, arguments.recipe]
+    format = images.writable_format(arguments.output)
+    files.check_writable(arguments.output, [path for path in inputs if path is not None])
+    options = {"bits": arguments.bits, "quality": arguments.quality}
+    return _Output(arguments.output, format, {key: value for key, value in options.items() if value is not None})
+
+
+@dataclass
+class _Frames:
+    """Numbered pictures of the way, all of the result's size as films want them; frame n shows iteration n·`every`."""
+
+    folder: Path
+    every: int
+    size: Size
+    _written: set[int] = field(default_factory=set)
+
+    def take(self, step: Step) -> None:
+        number, rest = divmod(step.iteration, self.every)
+        if rest == 0 and number not in self._written:  # a new stage begins with the iteration that the last ended with
+            self._written.add(number)
+            picture = images.resize(step.picture(), self.size)
+            files.write(self.folder / f"frame-{number:05d}.png", images.encode(picture))
+
+
+def _frames(arguments: Namespace, size: Size) -> _Frames | None:
+    if arguments.frames is None:
+        return None
+    files.make_folder(arguments.frames)
+    return _Frames(arguments.frames, arguments.every, size)
+
+
+# ── The run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Run:
+    """One optimisation, watched; `step` is the last one, `checkpoint` what it left if it was interrupted."""
+
+    transfer: Transfer
+    output: _Output
+    frames: _Frames | None
+    display: Display
+    interruption: Interruption
+    recipe: Recipe | None
+    operations: float
+    resumed: bool
+    step: Step | None = None
+    checkpoint: bytes | None = None
+
+    @cached_property
+    def expected_seconds(self) -> float | None:
+        """How long the optimisation should take; None before the first run on the device has been measured."""
+        speed = planning.measured_speed(self.transfer.network.name, self.transfer.settings, self.transfer.device)
+        return None if speed is None else self.operations / speed
+
+    def prepare(self) -> None:
+        """Says what the run will take, and computes the targets, apart from the optimisation."""
+        height, width = self.transfer.size
+        self.display.phase(f"preparing {width} × {height}")
+        memory = f"{self.transfer.plan.memory_bytes / planning.GIB:.1f} GiB of memory"
+        duration = "" if self.expected_seconds is None else f" and {self.expected_seconds:.0f} s"
+        self.display.note(f"{width} × {height} will take about {memory}{duration}")
+        _ = self.transfer.pyramid
+
+    def optimise(self, checkpoint: bytes | None) -> None:
+        """Runs to the end, or to an interruption, and writes the picture; an error leaves the last good one there."""
+        try:
+            self._run(checkpoint)
+        except Exception:
+            if self.step is not None:
+                self._write(self.step)
+                self.display.note(f"the last good picture is in {self.output.path}")
+            raise
+        assert self.step is not None, "a run has at least the step it starts at"
+        self._write(self.step)
+        if self.checkpoint is not None:
+            files.write(self.output.checkpoint_path, self.checkpoint)
+        else:
+            self._remember(self.step)
+
+    def _run(self, checkpoint: bytes | None) -> None:
+        with contextlib.closing(self.transfer.steps(checkpoint)) as steps:
+            for step in steps:
+                if self.step is None:
+                    self._warn(step)
+                self.step = step
+                self.interruption.patient = True
+                self.display.show(step)
+                if self.frames is not None:
+                    self.frames.take(step)
+                if self.interruption.asked:
+                    self.checkpoint = step.checkpoint()
+                    break
+
+    def _warn(self, step: Step) -> None:
+        if self.recipe is not None:
+            for departure in departures(self.recipe, now=self.transfer.recipe(step)):
+                self.display.note(f"warning: {departure}")
+
+    def _remember(self, step: Step) -> None:
+        """Lets later runs foretell their time by this one's, if nothing else than the optimisation was in it."""
+        if step.iteration == step.iterations and not self.resumed and self.frames is None:
+            transfer = self.transfer
+            planning.remember_speed(
+                transfer.network.name, transfer.settings, transfer.device, self.operations, step.seconds
+            )
+
+    def _write(self, step: Step) -> None:
+        self.output.write(self.transfer, step)
+
+
+@contextlib.contextmanager
+def _out_of_memory_explained() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedy = "Choose fewer --levels, or limit the run with --max-memory"
+        raise MemoryLimitError("the device has not enough memory for this picture", remedy) from error
+
+
+# ── What is told at the end ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _report(arguments: Namespace, work: _Run, seconds: dict[str, float]) -> int:
+    step, interrupted = work.step, work.checkpoint is not None
+    assert step is not None
+    if interrupted:
+        print(_interrupted(arguments, work, step), file=sys.stderr)
+    if arguments.json:
+        print(json.dumps(_figures(arguments, work, step, seconds)))
+    elif not (interrupted or arguments.quiet):
+        size = f"{step.width} × {step.height}"
+        print(f"{arguments.output}: {size}, {step.iteration} iterations, {step.seconds:.1f} s, loss {step.loss:.4g}")
+    return INTERRUPTED if interrupted else 0
+
+
+def _interrupted(arguments: Namespace, work: _Run, step: Step) -> str:
+    height, width = work.transfer.size
+    whole = (width, height) == (step.width, step.height)
+    size = f"{step.width} × {step.height}" + ("" if whole else f", to become {width} × {height}")
+    checkpoint = work.output.checkpoint_path
+    again = arguments.argv if arguments.resume == checkpoint else [*arguments.argv, "--resume", str(checkpoint)]
+    return (
+        f"interrupted after {step.iteration} of {step.iterations} iterations: "
+        f"the picture so far is in {work.output.path} ({size}), a checkpoint in {checkpoint}\n"
+        f"to go on: {program()} {shlex.join(again)}"
+    )
+
+
+def _figures(arguments: Namespace, work: _Run, step: Step, seconds: dict[str, float]) -> dict[str, Any]:
+    transfer, interrupted = work.transfer, work.checkpoint is not None
+    return {
+        "output": str(work.output.path),
+        "width": step.width,
+        "height": step.height,
+        "levels": transfer.settings.levels,
+        "iterations": step.iteration,
+        "evaluations": step.evaluations,
+        "loss": step.loss,
+        "terms": [asdict(level) for level in step.levels],
+        **seconds,
+        "optimisation_seconds": step.seconds,
+        "expected_seconds": work.expected_seconds,
+        "peak_memory_bytes": devices.peak_memory_bytes(transfer.device),
+        "expected_memory_bytes": transfer.plan.memory_bytes,
+        "network": transfer.network.name,
+        "network_sha256": transfer.network.sha256,
+        "device": str(transfer.device),
+        "device_name": devices.describe(transfer.device),
+        "precision": _precision(transfer),
+        "seed": transfer.settings.seed,
+        "resumed": work.resumed,
+        "interrupted": interrupted,
+        "checkpoint": str(work.output.checkpoint_path) if interrupted else None,
+    }
