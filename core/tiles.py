@@ -181,6 +181,11 @@ def activations(
     return {layer: torch.cat(parts, 2) for layer, parts in found.items()}
 
 
+def _rows(features: Tensor, first: int, last: int) -> Tensor:
+    """The rows `first … last`; all of them without a copy in the backward pass."""
+    return features if last - first == features.shape[2] else features[:, :, first:last]
+
+
 _Value = TypeVar("_Value", Tensor, int)
 
 
@@ -255,23 +260,22 @@ class _Walk:
         for convolution in block:
             features, taps = self._layer(features, convolution, number, at_top=top == 0, at_bottom=bottom == height)
             top, bottom = top + (top > 0), bottom - (bottom < height)
-            found.update({layer: value[:, :, first - top : last - top] for layer, value in taps.items()})
+            found.update({layer: _rows(value, first - top, last - top) for layer, value in taps.items()})
         output = None
         if number + 1 < len(self.blocks):
-            output = self.network.pool(features[:, :, first - top : last - top])
+            output = self.network.pool(_rows(features, first - top, last - top))
         return _Band(first, last, read_from, inputs, output, found)
 
     def _layer(
         self, features: Tensor, convolution: Convolution, number: int, *, at_top: bool, at_bottom: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        response = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom)
         before, after = f"conv{convolution.name}", f"relu{convolution.name}"
-        if before in self.taps[number]:
-            rectified = torch.relu(response)
-            taps = {before: response, after: rectified}
-        else:
-            rectified = response.relu_()
-            taps = {after: rectified}
+        if before not in self.taps[number]:
+            rectified = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom, rectify=True)
+            return rectified, {after: rectified} if after in self.taps[number] else {}
+        response = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom)
+        rectified = torch.relu(response)
+        taps = {before: response, after: rectified}
         return rectified, {layer: value for layer, value in taps.items() if layer in self.taps[number]}
 
     def backward(self, layer_gradients: Callable[[_Band], dict[str, Tensor]]) -> Tensor:
