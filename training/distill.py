@@ -61,7 +61,7 @@ class Plan:
         widths: Channels of the eight convolutions.
         side: Of a training crop, in pixels.
         batch: Pictures per step; a third each of stylised pictures, their styles, and others.
-        rate: Adam's learning rate at its highest; it falls to a hundredth by a half cosine.
+        rate: Adam's learning rate at its highest; it falls to a hundredth of that by a half cosine.
         warm_up: Steps over which the rate rises.
         gram_weight: Of the Gram terms, against 1 for the features.
         averaging: Steps over which the weights that are used are averaged.
@@ -80,7 +80,7 @@ class Plan:
     widths: tuple[int, ...] = WIDTHS
     side: int = 128
     batch: int = 6
-    rate: float = 4e-3
+    rate: float = 8e-3
     warm_up: int = 150
     gram_weight: float = 1.5
     averaging: int = 250
@@ -437,7 +437,8 @@ class Run:
                 means = self._learn_for(min(60.0, limit - self.trainee.seconds), supply, progress, bar)
                 self._note(means)
                 self.trainee.save(self.checkpoint)
-        self._examine()
+        if self._last_examined("step") < self.trainee.steps:
+            self._examine()
         self.trainee.save(self.checkpoint)
 
     def _learn_for(self, seconds: float, supply: Supply, progress: Progress, bar: Any) -> dict[str, float]:
@@ -455,9 +456,12 @@ class Run:
 
     def _note(self, means: Mapping[str, float]) -> None:
         self._log({"loss": sum(means.values()), **means})
-        due = [entry for entry in self.trainee.history if "style" in entry]
-        if not due or self.trainee.seconds / 60 - due[-1]["minutes"] >= self.plan.examine_every:
+        if self.trainee.seconds / 60 - self._last_examined("minutes") >= self.plan.examine_every:
             self._examine()
+
+    def _last_examined(self, key: str) -> float:
+        """The "step" or the "minutes" of the last examination; before the first, −∞."""
+        return float(self.trainee.history[-1][key]) if self.trainee.history else -math.inf
 
     def _examine(self) -> None:
         self._log(summary(self.examination.take(self.trainee.averaged())))
