@@ -1,0 +1,657 @@
+"""The JSON interface, and the OpenAPI document that describes it.
+
+`OPERATIONS` is both: the routes are made of it and the document is made of it. Bodies and answers are declared as
+models, and nothing that isn't declared gets in or out.
+"""
+
+import asyncio
+import functools
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.json_schema import models_json_schema
+
+from core import __version__, config
+from core.config import NetworkName, Settings
+from core.errors import SettingsError, UserError
+from core.studio import Job, JobState, Studio
+from core.studio.jobs import JobStateError, LossPoint, NoSuchJobError, Notice, QueueFullError, StorageError, Transition
+from ui.lab import events, security
+from ui.lab.board import BOARD, OWNERS, QueueView, Wanted
+from ui.lab.metrics import METRICS
+from ui.lab.networks import NETWORKS, NetworkView
+from ui.lab.shown import LARGEST_LEVEL, CellView, JobView, Model, duration, job_view, memory
+from ui.lab.tables import Table
+from ui.lab.uploads import FIELD, UPLOADS
+
+STUDIO = web.AppKey("studio", Studio)
+
+_BODY_SECONDS = 20.0
+_MOST_PICTURES = 16
+_ID = "[0-9a-f]{24}"
+_PLACES = {"id": _ID, "name": "[a-z][a-z0-9-]{0,30}"}
+
+Title = Annotated[str, Field(max_length=60)]
+
+
+# ── What comes in ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class PictureRef(Model):
+    """A picture: one that was uploaded, or one of the samples and of the operator's folder."""
+
+    id: Annotated[str, Field(pattern=rf"^{_ID}$")] | None = None
+    """From `POST /api/pictures`."""
+    sample: str | None = None
+    """From `GET /api/samples`."""
+    title: Title = ""
+
+
+class WantedSettings(Model):
+    """A preset, and the few dials that most people turn."""
+
+    preset: str = config.DEFAULT_PRESET
+    settings: dict[str, Any] | None = None
+    """Complete settings in place of a preset's, as from a picture that was made here."""
+    level: Annotated[int, Field(ge=0, le=LARGEST_LEVEL)] = 1
+    """Finest level: the shorter side has 256·2^level pixels."""
+    strength: Annotated[float, Field(ge=0.1, le=10)] = 1.0
+    """How strongly the style wins over the content; the content's weight is divided by it."""
+    noise: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much of the starting picture is noise; none: as the preset says."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    network: NetworkName | None = None
+
+    def resolved(self) -> Settings:
+        """The settings that this stands for.
+
+        Raises:
+            SettingsError: No such preset, or a value that isn't allowed.
+        """
+        if re.fullmatch(r"[a-z0-9-]+", self.preset) is None:  # a name, never a path
+            raise SettingsError("there is no such preset", "GET /api/presets lists them")
+        base = config.load(self.preset) if self.settings is None else config.parse(self.settings)
+        changes: dict[str, Any] = {
+            "levels": self.level,
+            "loss": {"content_weight": base.loss.content_weight / self.strength},
+        }
+        if self.noise is not None:
+            changes["noise"] = {"strength": self.noise}
+        if self.seed is not None:
+            changes["seed"] = self.seed
+        if self.network is not None:
+            changes["network"] = self.network
+        return base.changed(changes)
+
+
+class JobRequest(Model):
+    """One picture, please."""
+
+    content: PictureRef
+    style: PictureRef
+    wanted: WantedSettings = WantedSettings()
+
+
+class TableRequest(Model):
+    """Every content in every style."""
+
+    contents: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
+    styles: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
+    wanted: WantedSettings = WantedSettings()
+
+
+class Attempt(Model):
+    """Which attempt of a job is meant, so that a late click can't reach a later one."""
+
+    attempt: Annotated[int, Field(ge=1)]
+
+
+class QueueRequest(Model):
+    """Whether further jobs are to be started."""
+
+    paused: bool
+
+
+class Nothing(Model):
+    """An empty object."""
+
+
+# ── What goes out ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Problem(Model):
+    """Why something was refused, and what to do about it."""
+
+    cause: str
+    remedy: str = ""
+
+
+class JobList(Model):
+    """Jobs, the newest first."""
+
+    jobs: tuple[JobView, ...]
+
+
+class JobDetail(Model):
+    """All of a job."""
+
+    job: JobView
+    settings: Settings
+    notices: tuple[Notice, ...]
+    error: Problem | None
+    losses: tuple[LossPoint, ...]
+    log: tuple[Transition, ...]
+
+
+class UploadView(Model):
+    """A picture that was taken in."""
+
+    id: str
+    title: str
+    width: int
+    height: int
+    thumbnail: str
+    notices: tuple[str, ...]
+    settings: Settings | None
+    """Of the job that made it, if it was made here."""
+
+
+class UploadList(Model):
+    """Pictures, in the order in which they were sent."""
+
+    pictures: tuple[UploadView, ...]
+
+
+class EstimateView(Model):
+    """What pictures would need."""
+
+    pictures: int
+    width: int
+    height: int
+    memory_bytes: int
+    free_bytes: int
+    seconds: float | None
+    """For all of them, without waiting for others; none where nothing like it was ever measured here."""
+    network: str
+    text: str
+
+
+class SampleView(Model):
+    """A picture to choose from."""
+
+    key: str
+    title: str
+    kind: str
+    """`content` or `style`."""
+    thumbnail: str | None
+    """None until it has been painted."""
+
+
+class SampleList(Model):
+    """Pictures to choose from."""
+
+    samples: tuple[SampleView, ...]
+
+
+class PresetView(Model):
+    """A preset."""
+
+    name: str
+    title: str
+    description: str
+
+
+class PresetList(Model):
+    """The presets."""
+
+    presets: tuple[PresetView, ...]
+
+
+class TableView(Model):
+    """A table with what is in its cells."""
+
+    name: str
+    title: str
+    page: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: tuple[CellView, ...]
+
+
+class TableName(Model):
+    """A table by its name."""
+
+    name: str
+    title: str
+    page: str
+
+
+class TableList(Model):
+    """The tables."""
+
+    tables: tuple[TableName, ...]
+
+
+class CsrfToken(Model):
+    """What a change has to carry in its `X-CSRF-Token` header, together with the cookie that comes with it."""
+
+    token: str
+
+
+class Health(Model):
+    """Whether the lab works."""
+
+    status: Literal["ok", "failing"]
+    version: str
+
+
+# ── Handlers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def list_jobs(request: web.Request) -> JobList:
+    """Jobs, the newest first; with `?state=` only those in a state, with `?table=` only those of a table."""
+    query = request.query
+    tags = {"table": query["table"]} if "table" in query else None
+    states = [_state(query["state"])] if "state" in query else []
+    limit = min(500, int(_number(query.get("limit", "100"))))
+    before = _number(query["before"]) if "before" in query else None
+    jobs = await request.app[STUDIO].jobs(states=states, tags=tags, limit=limit, before=before)
+    return JobList(jobs=tuple(job_view(job) for job in jobs if job.owner in OWNERS))
+
+
+async def create_job(request: web.Request, body: JobRequest) -> JobView:
+    """Puts one picture into the queue."""
+    content, style = await _wanted(request, body.content), await _wanted(request, body.style)
+    return job_view(await request.app[BOARD].submit(content, style, body.wanted.resolved()))
+
+
+async def show_job(request: web.Request) -> JobDetail:
+    """All of one job."""
+    job, studio = await _job(request), request.app[STUDIO]
+    return JobDetail(
+        job=job_view(job),
+        settings=job.settings,
+        notices=job.notices,
+        error=Problem(cause=job.error.cause, remedy=job.error.remedy) if job.error else None,
+        losses=tuple(await studio.losses(job.id)),
+        log=tuple(await studio.transitions(job.id)),
+    )
+
+
+async def delete_job(request: web.Request) -> Nothing:
+    """Deletes a job and its picture, whatever its state."""
+    await request.app[STUDIO].delete((await _job(request)).id)
+    return Nothing()
+
+
+async def cancel_job(request: web.Request, body: Attempt) -> JobView:
+    """Ends a job that is not finished."""
+    return job_view(await request.app[STUDIO].cancel((await _job(request)).id, body.attempt))
+
+
+async def pause_job(request: web.Request) -> JobView:
+    """Holds a job."""
+    return job_view(await request.app[STUDIO].pause((await _job(request)).id))
+
+
+async def resume_job(request: web.Request) -> JobView:
+    """Lets a paused job go on."""
+    return job_view(await request.app[STUDIO].resume((await _job(request)).id))
+
+
+async def retry_job(request: web.Request) -> JobView:
+    """Begins a failed or cancelled job again."""
+    return job_view(await request.app[STUDIO].retry((await _job(request)).id))
+
+
+async def enlarge_job(request: web.Request) -> JobView:
+    """Asks for the same picture at the next level."""
+    job = await _job(request)
+    if job.state is not JobState.DONE or job.settings.levels >= LARGEST_LEVEL:
+        raise JobStateError("this picture can't be enlarged", "Wait until it is done, or it is at the last level")
+    return job_view(await request.app[BOARD].enlarge(job))
+
+
+async def estimate(request: web.Request, body: TableRequest) -> EstimateView:
+    """What pictures would need, before anything is started."""
+    content, style = await _wanted(request, body.contents[0]), await _wanted(request, body.styles[0])
+    found = await request.app[STUDIO].estimate(body.wanted.resolved(), content.input, [style.input])
+    count = len(body.contents) * len(body.styles)
+    seconds = None if found.seconds is None else count * found.seconds
+    took = "time not measured yet" if seconds is None else f"about {duration(seconds)}"
+    number = "" if count == 1 else f"{count} pictures · "
+    return EstimateView(
+        pictures=count,
+        width=found.width,
+        height=found.height,
+        memory_bytes=found.memory_bytes,
+        free_bytes=found.free_bytes,
+        seconds=seconds,
+        network=found.network,
+        text=f"{number}{found.width} × {found.height} · {took} · {memory(found.memory_bytes)} of memory",
+    )
+
+
+async def upload_pictures(request: web.Request) -> UploadList:
+    """Takes pictures in, as a form whose parts are files called `picture`."""
+    uploads = await request.app[UPLOADS].receive(request)
+    views = []
+    for upload in uploads:
+        input_id = await request.app[STUDIO].add_input(OWNERS[0], upload.data)
+        views.append(
+            UploadView(
+                id=input_id,
+                title=upload.title,
+                width=upload.width,
+                height=upload.height,
+                thumbnail=f"/media/inputs/{input_id}/320.jpg?v=1",
+                notices=upload.notices,
+                settings=upload.settings,
+            )
+        )
+    return UploadList(pictures=tuple(views))
+
+
+async def list_samples(request: web.Request) -> SampleList:
+    """The pictures to choose from."""
+    board = request.app[BOARD]
+    views = []
+    for key, picture in board.pictures.items():
+        input_id = board.input_of(key)
+        thumbnail = f"/media/inputs/{input_id}/320.jpg?v=1" if input_id else None
+        views.append(SampleView(key=key, title=picture.head.title, kind=picture.kind, thumbnail=thumbnail))
+    return SampleList(samples=tuple(views))
+
+
+async def list_presets(request: web.Request) -> PresetList:
+    """The presets."""
+    views = [PresetView(name=p.name, title=p.title, description=p.description) for p in config.presets()]
+    return PresetList(presets=tuple(views))
+
+
+async def list_tables(request: web.Request) -> TableList:
+    """The tables."""
+    return TableList(tables=tuple(_table_name(table) for table in request.app[BOARD].tables.values()))
+
+
+async def create_table(request: web.Request, body: TableRequest) -> TableName:
+    """Puts every content in every style into the queue, as a table."""
+    contents = [await _wanted(request, picture) for picture in body.contents]
+    styles = [await _wanted(request, picture) for picture in body.styles]
+    return _table_name(await request.app[BOARD].add_table(contents, styles, body.wanted.resolved()))
+
+
+async def show_table(request: web.Request) -> TableView:
+    """One table with what is in its cells."""
+    board = request.app[BOARD]
+    table = board.tables.get(request.match_info["name"])
+    if table is None:
+        raise NoSuchJobError("there is no such table")
+    return TableView(
+        **_table_name(table).model_dump(),
+        rows=tuple(row.title for row in table.rows),
+        columns=tuple(column.head.title for column in table.columns),
+        cells=tuple(board.cells(table)),
+    )
+
+
+async def show_queue(request: web.Request) -> QueueView:
+    """How busy the studio is."""
+    return request.app[BOARD].queue()
+
+
+async def change_queue(request: web.Request, body: QueueRequest) -> QueueView:
+    """Pauses the queue, or lets it go on; running jobs are not touched."""
+    studio = request.app[STUDIO]
+    await (studio.pause_queue() if body.paused else studio.resume_queue())
+    return request.app[BOARD].queue()
+
+
+async def show_network(request: web.Request) -> NetworkView:
+    """The network that new pictures are made with."""
+    return request.app[NETWORKS].view
+
+
+async def fetch_network(request: web.Request) -> NetworkView:
+    """Begins to fetch VGG-19; the stream of events says how it goes."""
+    request.app[NETWORKS].fetch()
+    return request.app[NETWORKS].view
+
+
+async def csrf(request: web.Request) -> web.Response:
+    """The token that changes have to carry."""
+    session = security.session_of(request)
+    token = CsrfToken(token=request.app[security.ACCESS].csrf_token(session))
+    return security.keep_session(json_response(token), session)
+
+
+@security.public
+async def healthz(request: web.Request) -> web.Response:
+    """Whether the lab works: 200, or 503 where a device is beyond use and the process should be restarted."""
+    failing = request.app[STUDIO].fatal is not None
+    health = Health(status="failing" if failing else "ok", version=__version__)
+    return json_response(health, status=503 if failing else 200)
+
+
+async def show_metrics(request: web.Request) -> web.Response:
+    """Numbers for Prometheus."""
+    return await request.app[METRICS].response(request.app)
+
+
+async def openapi(request: web.Request) -> web.Response:
+    """This document."""
+    return web.json_response(document())
+
+
+# ── Pieces of handlers ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _job(request: web.Request) -> Job:
+    return await request.app[BOARD].job(request.match_info["id"])
+
+
+async def _wanted(request: web.Request, reference: PictureRef) -> Wanted:
+    """The picture that a request refers to."""
+    board = request.app[BOARD]
+    if reference.sample is not None:
+        input_id = await board.picture(reference.sample)
+        return Wanted(input_id, reference.title or board.pictures[reference.sample].head.title)
+    if reference.id is None:
+        raise SettingsError("a picture needs an id or a sample")
+    await request.app[STUDIO].input_path(reference.id)
+    return Wanted(reference.id, reference.title or "Picture")
+
+
+def _table_name(table: Table) -> TableName:
+    return TableName(name=table.name, title=table.title, page=f"/tables/{table.name}")
+
+
+def _state(name: str) -> JobState:
+    try:
+        return JobState(name)
+    except ValueError:
+        raise SettingsError(f"there is no state '{name}'", f"States are {', '.join(JobState)}") from None
+
+
+def _number(text: str) -> float:
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,9})?", text):
+        raise SettingsError(f"'{text[:20]}' is not a number")
+    return float(text)
+
+
+# ── From handlers to routes ──────────────────────────────────────────────────────────────────────────────────────────
+
+Answer = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One route: what it takes, what it answers, and its line in the document (the first of its docstring)."""
+
+    method: str
+    path: str
+    handler: Answer
+    answers: type[BaseModel] | str
+    """A model, or a media type."""
+    takes: type[BaseModel] | str | None = None
+    """Likewise; none: no body."""
+    status: int = 200
+    query: tuple[str, ...] = ()
+
+    @property
+    def route_path(self) -> str:
+        """The path with what may stand in its places: ids, not paths."""
+        return re.sub(r"\{(\w+)\}", lambda place: f"{{{place[1]}:{_PLACES[place[1]]}}}", self.path)
+
+    @property
+    def name(self) -> str:
+        """Unique among the operations."""
+        return self.handler.__name__
+
+
+_FORM = "multipart/form-data"
+
+OPERATIONS = (
+    Operation("GET", "/api/jobs", list_jobs, JobList, query=("state", "table", "limit", "before")),
+    Operation("POST", "/api/jobs", create_job, JobView, JobRequest, 201),
+    Operation("GET", "/api/jobs/{id}", show_job, JobDetail),
+    Operation("DELETE", "/api/jobs/{id}", delete_job, Nothing),
+    Operation("POST", "/api/jobs/{id}/cancel", cancel_job, JobView, Attempt),
+    Operation("POST", "/api/jobs/{id}/pause", pause_job, JobView),
+    Operation("POST", "/api/jobs/{id}/resume", resume_job, JobView),
+    Operation("POST", "/api/jobs/{id}/retry", retry_job, JobView),
+    Operation("POST", "/api/jobs/{id}/enlarge", enlarge_job, JobView, None, 201),
+    Operation("POST", "/api/estimate", estimate, EstimateView, TableRequest),
+    Operation("POST", "/api/pictures", upload_pictures, UploadList, _FORM, 201),
+    Operation("GET", "/api/samples", list_samples, SampleList),
+    Operation("GET", "/api/presets", list_presets, PresetList),
+    Operation("GET", "/api/tables", list_tables, TableList),
+    Operation("POST", "/api/tables", create_table, TableName, TableRequest, 201),
+    Operation("GET", "/api/tables/{name}", show_table, TableView),
+    Operation("GET", "/api/queue", show_queue, QueueView),
+    Operation("PUT", "/api/queue", change_queue, QueueView, QueueRequest),
+    Operation("GET", "/api/network", show_network, NetworkView),
+    Operation("POST", "/api/network", fetch_network, NetworkView, None, 202),
+    Operation("GET", "/api/events", events.stream, "text/event-stream", query=("table", "job")),
+    Operation("GET", "/api/csrf", csrf, CsrfToken),
+    Operation("GET", "/api/openapi.json", openapi, "application/json"),
+    Operation("GET", "/healthz", healthz, Health),
+    Operation("GET", "/metrics", show_metrics, "text/plain"),
+)
+
+
+def routes() -> list[web.RouteDef]:
+    """The operations as routes."""
+    return [web.route(each.method, each.route_path, _handler(each), name=each.name) for each in OPERATIONS]
+
+
+def _handler(operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    @functools.wraps(operation.handler)
+    async def handle(request: web.Request) -> web.StreamResponse:
+        model = operation.takes
+        if isinstance(model, type):
+            answer = await operation.handler(request, await _body(request, model))
+        else:
+            answer = await operation.handler(request)
+        return json_response(answer, status=operation.status) if isinstance(answer, BaseModel) else answer
+
+    return handle
+
+
+async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="Send JSON.")
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            return model.model_validate_json(await request.read())
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"Sending took more than {_BODY_SECONDS:g} seconds.") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise SettingsError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def json_response(model: BaseModel, *, status: int = 200) -> web.Response:
+    """A model as JSON."""
+    return web.Response(text=model.model_dump_json(), status=status, content_type="application/json")
+
+
+_STATUSES: tuple[tuple[type[UserError], int], ...] = (
+    (NoSuchJobError, 404),
+    (JobStateError, 409),
+    (QueueFullError, 429),
+    (StorageError, 507),
+)
+
+
+def status_of(error: UserError) -> int:
+    """The HTTP status for a mistake of the user's: 422 where none says it better."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 422)
+
+
+# ── The document ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_REF = "#/components/schemas/{model}"
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document of `OPERATIONS`."""
+    models = {kind for each in OPERATIONS for kind in (each.takes, each.answers) if isinstance(kind, type)} | {Problem}
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, schemas = models_json_schema([(model, "serialization") for model in ordered], ref_template=_REF)
+    paths: dict[str, dict[str, Any]] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method.lower()] = _described(each)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Pyramid Style, the lab",
+            "version": __version__,
+            "description": "Changes need an `Origin` of this site, and the token of `/api/csrf` with its cookie.",
+        },
+        "paths": paths,
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+def _described(operation: Operation) -> dict[str, Any]:
+    path_places = re.findall(r"\{(\w+)\}", operation.path)
+    places = [_parameter(name, "path") for name in path_places] + [_parameter(n, "query") for n in operation.query]
+    unsafe = operation.method != "GET"
+    if unsafe:
+        places.append(_parameter(security.CSRF_HEADER, "header"))
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": (operation.handler.__doc__ or "").strip().splitlines()[0],
+        "parameters": places,
+        "responses": {
+            str(operation.status): {"description": "As asked.", "content": _content(operation.answers)},
+            "default": {"description": "Refused.", "content": _content(Problem)},
+        },
+    }
+    if operation.takes is not None:
+        described["requestBody"] = {"required": True, "content": _content(operation.takes)}
+    return described
+
+
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    schema = {"type": "string"} | ({"pattern": f"^{_PLACES[name]}$"} if place == "path" else {})
+    return {"name": name, "in": place, "required": place != "query", "schema": schema}
+
+
+def _content(kind: type[BaseModel] | str) -> dict[str, Any]:
+    if isinstance(kind, type):
+        return {"application/json": {"schema": {"$ref": _REF.format(model=kind.__name__)}}}
+    if kind == _FORM:
+        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+        return {kind: {"schema": {"type": "object", "properties": {FIELD: files}}}}
+    return {kind: {}}
+
+
+__all__ = ["OPERATIONS", "STUDIO", "Problem", "document", "json_response", "routes", "status_of"]

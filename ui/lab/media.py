@@ -1,0 +1,196 @@
+"""Pictures for the page: smaller copies, other formats, the noise behind a result.
+
+A picture is asked for by the random id of an input or a job, and its content type follows from the route alone. Copies
+are computed off the event loop, a few at a time, once for all who ask, and kept while there is room.
+"""
+
+import asyncio
+import re
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from core.config import Settings
+from core.studio import Job, Studio
+from ui.lab.shown import title
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from core.transfer import Transfer
+
+WIDTHS = (320, 640, 1280, 2560)
+TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+_CACHE_BYTES = 96 * 2**20
+_WORKERS = 2
+_QUALITY = 88
+_SHOWN_LEVEL = 2
+"""Noise is shown as it is at this level at most; finer grain than that nobody sees on a page."""
+_FOREVER = "private, max-age=31536000, immutable"
+
+Load = Callable[[], Awaitable[bytes]]
+
+
+class Cache:
+    """Computed files by name, the latest used, up to a number of bytes. Who asks while one is computed waits for it."""
+
+    def __init__(self, room: int = _CACHE_BYTES) -> None:
+        self._room = room
+        self._size = 0
+        self._known: OrderedDict[tuple[str, ...], bytes] = OrderedDict()
+        self._coming: dict[tuple[str, ...], asyncio.Task[bytes]] = {}
+
+    async def get(self, name: tuple[str, ...], make: Load) -> bytes:
+        """The file of this name, made if need be."""
+        if name in self._known:
+            self._known.move_to_end(name)
+            return self._known[name]
+        if name not in self._coming:
+            self._coming[name] = asyncio.ensure_future(make())
+            self._coming[name].add_done_callback(lambda made: self._keep(name, made))
+        return await asyncio.shield(self._coming[name])
+
+    def _keep(self, name: tuple[str, ...], made: "asyncio.Task[bytes]") -> None:
+        del self._coming[name]
+        if made.cancelled() or made.exception() is not None:
+            return
+        self._known[name] = made.result()
+        self._size += len(made.result())
+        while self._size > self._room:
+            _, dropped = self._known.popitem(last=False)
+            self._size -= len(dropped)
+
+
+class Media:
+    """Makes what pages show out of what the studio keeps."""
+
+    def __init__(self, studio: Studio) -> None:
+        self._studio = studio
+        self._cache = Cache()
+        self._workers = asyncio.Semaphore(_WORKERS)
+
+    async def input(self, input_id: str, width: int) -> bytes:
+        """A content or style as a JPEG of at most this width.
+
+        Raises:
+            NoSuchJobError: There is none of that id.
+        """
+        return await self._made(("input", input_id, str(width)), lambda: self._studio.input_bytes(input_id), width)
+
+    async def result(self, job: Job, width: int) -> bytes:
+        """A result as a JPEG of at most this width.
+
+        Raises:
+            NoSuchJobError: There is no result.
+        """
+        name = ("result", job.id, str(job.attempt), str(width))
+        return await self._made(name, lambda: self._studio.result_bytes(job.id), width)
+
+    async def converted(self, job: Job, format: str) -> bytes:
+        """A result in full size, with its recipe, as PNG, JPEG or WebP.
+
+        Raises:
+            NoSuchJobError: There is no result.
+        """
+        data = await self._studio.result_bytes(job.id)
+        if job.result and job.result.format == format:
+            return data
+        async with self._workers:
+            return await asyncio.to_thread(_converted, data, format)
+
+    async def noise(self, job: Job) -> bytes:
+        """The noise that a job's picture began with, on a plain ground, as a JPEG."""
+        return await self._drawn(job, "noise", _noise)
+
+    async def start(self, job: Job) -> bytes:
+        """The picture that a job's optimisation began with, as a JPEG."""
+        return await self._drawn(job, "start", _start)
+
+    async def _made(self, name: tuple[str, ...], load: Load, width: int) -> bytes:
+        async def make() -> bytes:
+            data = await load()
+            async with self._workers:
+                return await asyncio.to_thread(_smaller, data, width)
+
+        return await self._cache.get(name, make)
+
+    async def _drawn(self, job: Job, kind: str, draw: "Callable[[Transfer], Tensor]") -> bytes:
+        async def make() -> bytes:
+            names = [job.content, *job.styles, *([job.start] if job.start else [])]
+            pictures = [await self._studio.input_bytes(name) for name in names]
+            async with self._workers:
+                return await asyncio.to_thread(_drawn, pictures, len(job.styles), job.settings, draw)
+
+        return await self._cache.get((kind, job.id), make)
+
+
+MEDIA = web.AppKey("media", Media)
+
+
+def picture_response(request: web.Request, data: bytes, kind: str) -> web.Response:
+    """A picture of a fixed type. One whose address names a version never changes."""
+    lasting = _FOREVER if "v" in request.query else "private, no-cache"
+    return web.Response(body=data, content_type=TYPES[kind], headers={"Cache-Control": lasting})
+
+
+def file_name(job: Job, kind: str) -> str:
+    """What to call a downloaded result: plain letters of its title, and its size."""
+    plain = unicodedata.normalize("NFKD", title(job)).encode("ascii", "ignore").decode().lower()
+    words = re.findall(r"[a-z0-9]+", plain)
+    return f"{'-'.join(words) or 'picture'}-{job.width}x{job.height}.{'jpg' if kind == 'jpeg' else kind}"
+
+
+# ── In threads ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _jpeg(pixels: "Tensor", width: int) -> bytes:
+    from core import images  # noqa: PLC0415
+
+    rows, columns = pixels.shape[2:]
+    if columns > width:
+        pixels = images.resize(pixels, (max(1, round(rows * width / columns)), width)).clamp(0, 1)
+    return images.encode(pixels, "jpeg", quality=_QUALITY)
+
+
+def _smaller(data: bytes, width: int) -> bytes:
+    from core import images  # noqa: PLC0415
+
+    picture = images.read(data)
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        pixels = pixels * picture.alpha + 1 - picture.alpha
+    return _jpeg(pixels, width)
+
+
+def _converted(data: bytes, format: str) -> bytes:
+    from core import images  # noqa: PLC0415
+
+    picture = images.read(data)
+    return images.encode(picture.pixels, format, alpha=picture.alpha, recipe=picture.recipe)
+
+
+def _drawn(pictures: list[bytes], styles: int, settings: Settings, draw: "Callable[[Transfer], Tensor]") -> bytes:
+    from core import images  # noqa: PLC0415
+    from core.transfer import Transfer  # noqa: PLC0415
+
+    settings = settings.changed({"levels": min(settings.levels, _SHOWN_LEVEL)})
+    content, *others = [images.read(data).pixels for data in pictures]
+    start = others[styles] if len(others) > styles else None
+    return _jpeg(draw(Transfer(content, others[:styles], settings, device="cpu", start=start)), WIDTHS[2])
+
+
+def _noise(transfer: "Transfer") -> "Tensor":
+    import torch  # noqa: PLC0415
+
+    from core import noise  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(transfer.settings.seed)
+    return noise.noise_alone(transfer.settings.noise, transfer.size, transfer.styles[0], generator)
+
+
+def _start(transfer: "Transfer") -> "Tensor":
+    return transfer.starting_picture

@@ -1,0 +1,179 @@
+"""Bytes from strangers, until they are pictures.
+
+A form with pictures is read part by part and counted while it streams; whatever was promised about its size is only
+ever used to refuse it early. What is kept is not what was sent: the picture is decoded by an allow-list of formats, off
+the event loop and a few at a time, and written anew, so that neither scripts nor places nor names come with it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import BodyPartReader, hdrs, web
+
+from core import config
+from core.config import Settings
+from core.errors import ImageError, SettingsError
+from ui.lab.shown import Model
+
+
+class UploadLimits(Model):
+    """How much may be sent at once."""
+
+    file_bytes: int = 40 * 2**20
+    files: int = 16
+    request_bytes: int = 200 * 2**20
+    pixels: int = 60_000_000
+    seconds: float = 120.0
+    """For the whole of a request, from its first byte to its last."""
+
+
+FIELD = "picture"
+_DECODERS = 2
+_CHUNK = 64 * 1024
+_PART_HEADERS = frozenset({"Content-Disposition", "Content-Type"})
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One picture that is fit to be kept.
+
+    Attributes:
+        title: From its file name, for people; it never names a file here.
+        data: A PNG file of nothing but the picture.
+        width: In pixels.
+        height: In pixels.
+        notices: What its owner may like to know.
+        settings: Of the job that made it, if this project did.
+    """
+
+    title: str
+    data: bytes
+    width: int
+    height: int
+    notices: tuple[str, ...]
+    settings: Settings | None
+
+
+class Uploads:
+    """The door for pictures.
+
+    Args:
+        limits: How much may be sent at once.
+    """
+
+    def __init__(self, limits: UploadLimits) -> None:
+        self.limits = limits
+        self._decoding = asyncio.Semaphore(_DECODERS)
+
+    async def receive(self, request: web.Request) -> list[Upload]:
+        """All pictures of a multipart form, in order.
+
+        Raises:
+            web.HTTPException: Too large, too many, too slow, or no such form.
+            ImageError: A part is no picture; its cause names it.
+        """
+        if not request.content_type == "multipart/form-data":
+            raise web.HTTPUnsupportedMediaType(text="Send pictures as multipart/form-data.")
+        if (request.content_length or 0) > self.limits.request_bytes:
+            raise _too_large(request, self.limits.request_bytes)
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                files = [file async for file in self._files(request)]
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text=f"Sending took more than {self.limits.seconds:g} seconds.") from None
+        if not files:
+            raise web.HTTPBadRequest(text="There is no picture in this form.")
+        return [await self.picture(data, title) for title, data in files]
+
+    async def picture(self, data: bytes, title: str) -> Upload:
+        """Decodes and rewrites one picture.
+
+        Raises:
+            ImageError: It is no picture, broken, or too large.
+        """
+        async with self._decoding:
+            return await asyncio.to_thread(_rewritten, data, title, self.limits.pixels)
+
+    async def _files(self, request: web.Request) -> AsyncIterator[tuple[str, bytes]]:
+        received = count = 0
+        try:
+            async for part in await request.multipart():
+                count += 1
+                if count > self.limits.files:
+                    raise web.HTTPRequestEntityTooLarge(
+                        self.limits.files, count, text=f"At most {self.limits.files} pictures at once."
+                    )
+                data = await self._read(request, _checked(part), self.limits.request_bytes - received)
+                received += len(data)
+                yield _title(part), data  # type: ignore[arg-type]
+        except ValueError as error:  # what aiohttp raises for a form that breaks off or isn't one
+            raise web.HTTPBadRequest(text="This form is damaged, or was not sent to its end.") from error
+
+    async def _read(self, request: web.Request, part: BodyPartReader, left: int) -> bytes:
+        limit = min(self.limits.file_bytes, left)
+        data = bytearray()
+        while chunk := await part.read_chunk(_CHUNK):
+            data += chunk
+            if len(data) > limit:
+                raise _too_large(request, limit)
+        return bytes(data)
+
+
+UPLOADS = web.AppKey("uploads", Uploads)
+
+
+def _checked(part: Any) -> BodyPartReader:
+    """A part as a browser sends it: no part within a part, no length or coding of its own."""
+    if not isinstance(part, BodyPartReader) or part.name != FIELD:
+        raise web.HTTPBadRequest(text=f"Every part of the form must be a file called {FIELD!r}.")
+    strange = {name.title() for name in part.headers} - _PART_HEADERS
+    if strange:
+        raise web.HTTPBadRequest(text=f"A part of the form must not have {', '.join(sorted(strange))}.")
+    return part
+
+
+def _too_large(request: web.Request, limit: int) -> web.HTTPException:
+    """The rest is not read: the connection ends with the answer."""
+    error = web.HTTPRequestEntityTooLarge(limit, limit + 1, text=f"This is more than {limit / 2**20:.3g} MB.")
+    error.headers[hdrs.CONNECTION] = "close"
+    error.force_close()
+    return error
+
+
+def _title(part: BodyPartReader) -> str:
+    """A file name as a title: without folders, suffix, and letters that can't be seen."""
+    name = (part.filename or "").replace("\\", "/").rpartition("/")[2]
+    stem = name.rpartition(".")[0] or name
+    return " ".join("".join(letter for letter in stem if letter.isprintable()).split())[:60] or "Picture"
+
+
+def _rewritten(data: bytes, title: str, max_pixels: int) -> Upload:
+    # Here, because it loads torch, which takes seconds.
+    from core import images  # noqa: PLC0415
+
+    try:
+        picture = images.read(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{title}: {error.cause}", error.remedy) from error
+    height, width = picture.pixels.shape[2:]
+    return Upload(
+        title=title,
+        data=images.encode(picture.pixels, "png", alpha=picture.alpha),
+        width=width,
+        height=height,
+        notices=picture.notices,
+        settings=_settings_in(picture.recipe),
+    )
+
+
+def _settings_in(recipe: dict[str, Any] | None) -> Settings | None:
+    """The settings that a picture says it was made with; a stranger may have written them."""
+    settings = (recipe or {}).get("settings")
+    if not isinstance(settings, dict):
+        return None
+    try:
+        return config.parse(settings)
+    except SettingsError:
+        return None
