@@ -167,4 +167,4 @@ def test_a_job_that_takes_the_service_down_does_so_twice(tmp_path: Path) -> None
     store.close()
     assert by_state == {JobState.DONE: JOBS - 1, JobState.FAILED: 1}
     assert deadly.tags["number"] == "3"
-    assert "ended 2 times in a row while it ran this job" in str(deadly.error)
+    assert "the process that ran it has ended, 2 times in a row" in str(deadly.error)

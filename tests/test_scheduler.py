@@ -38,7 +38,7 @@ from core.studio.jobs import (
     StorageError,
     new_id,
 )
-from core.studio.scheduler import Event, Events, Paces, forecast, turns
+from core.studio.scheduler import Event, Events, Paces, Subscription, forecast, turns
 from core.studio.store import Files, Store, Timing, checkpoint_name
 from tests.studio_doubles import GIB, QUICK, SMALL, ScriptedExecutor, open_studio, progress, small_estimate, submit
 
@@ -898,15 +898,27 @@ async def test_time_left_of_a_running_job_follows_its_own_pace(
 
 
 async def test_places_in_the_queue_are_told_as_they_change(studio: Studio, executor: ScriptedExecutor) -> None:
-    jobs = [await submit(studio) for _ in range(4)]
+    """To all who wait, by events alone, whatever of the queue has changed."""
+    jobs = [await submit(studio) for _ in range(5)]
     run = await executor.run(jobs[0])
-    with studio.subscribe(job_id=jobs[3].id) as events:
+    shown: dict[str, int | None] = {}
+    with studio.subscribe() as events:
+        shown.update((job.id, job.position) for job in await studio.jobs())
+        await studio.reorder(jobs[4].id, 1)
+        await _until_shown(shown, events, {jobs[4].id: 1, jobs[1].id: 2, jobs[2].id: 3, jobs[3].id: 4})
+        await studio.cancel(jobs[1].id, 1)
         run.finish()
-        async with asyncio.timeout(PATIENCE):
-            while (await studio.job(jobs[3].id)).position != 2:
-                event = await events.next()
-                assert event is not None
-    assert [job.position for job in studio.queue()] == [1, 2]
+        await _until_shown(shown, events, {jobs[4].id: None, jobs[1].id: None, jobs[2].id: 1, jobs[3].id: 2})
+
+
+async def _until_shown(shown: dict[str, int | None], events: Subscription, expected: dict[str, int | None]) -> None:
+    """Follows the events until a page that does so shows these places."""
+    async with asyncio.timeout(PATIENCE):
+        while not expected.items() <= shown.items():
+            event = await events.next()
+            assert event is not None
+            if event.job:
+                shown[event.job_id] = event.job.position
 
 
 # ── Load ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -932,15 +944,15 @@ async def test_two_hundred_submissions_before_fifty_subscribers(tmp_path: Path) 
 async def _states_until_done(studio: Studio, jobs: int) -> dict[str, JobState]:
     """What one page shows: a snapshot, then events, a fresh snapshot after a gap."""
     with studio.subscribe() as events:
-        states = {job.id: job.state for job in await studio.jobs()}
-        while sum(not state.pending for state in states.values()) < jobs:
+        ended = {job.id: job.state for job in await studio.jobs() if not job.state.pending}
+        while len(ended) < jobs:
             event = await events.next()
             assert event is not None
             if event.kind == "gap":
-                states = {job.id: job.state for job in await studio.jobs()}
-            elif event.job is not None:
-                states[event.job_id] = event.job.state
-    return states
+                ended = {job.id: job.state for job in await studio.jobs() if not job.state.pending}
+            elif event.job is not None and not event.job.state.pending:
+                ended[event.job_id] = event.job.state
+    return ended
 
 
 async def _finish_all(executor: ScriptedExecutor) -> None:

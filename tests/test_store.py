@@ -566,6 +566,13 @@ def test_timings_come_back_newest_first(store: Store) -> None:
     assert store.timings(limit=2) == [timings[2], timings[1]]
 
 
+def test_what_one_process_measured_others_learn(store: Store, other: Store) -> None:
+    timing = Timing("gpu", "lbfgs", "vgg19", 1e6, 1e8, 2.0)
+    assert store.finish(running(store).id, 1, RESULT, timing=timing)
+    assert other.changes().timings == (timing,)
+    assert other.changes().timings == ()
+
+
 def test_who_had_a_turn(store: Store) -> None:
     job = running(store, "a")
     submitted(store, "b")

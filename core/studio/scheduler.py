@@ -54,6 +54,9 @@ from core.studio.store import Changes, Store, Timing, checkpoint_name, preview_n
 
 log = logging.getLogger(__name__)
 
+_Place = tuple[int, float | None]
+"""A job's place in the queue, from 1, and the seconds until it is done, where that is known."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -63,7 +66,8 @@ _TROUBLE_POLLS = 4
 """After a failure to read or write, wait so many polls before trying again."""
 _TIDY_SECONDS = 3600.0
 _REMEMBERED_EVENTS = 4096
-_QUEUE_NEWS_SECONDS = 0.25
+_QUEUE_NEWS_SECONDS = 0.5
+_NEWS_AT_ONCE = 100
 
 
 class Executor(Protocol):
@@ -250,10 +254,10 @@ class Subscription:
 
     async def next(self, within: float | None = None) -> Event | None:
         """The next event; none when `within` seconds there was none, or when no more will come (`ended`)."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within):
-                while not self._waiting and not self._ended:
-                    self._news.clear()
+        if not self._waiting and not self._ended:
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within):
                     await self._news.wait()
         return self._waiting.popitem(last=False)[1] if self._waiting else None
 
@@ -406,13 +410,14 @@ class Scheduler:
         self._paces = Paces()
         self._paused = False
         self._order: list[Job] | None = None
-        self._forecast: dict[str, tuple[int, float | None]] = {}
+        self._forecast: dict[str, _Place] = {}
+        self._told: dict[str, _Place] = {}
         self._waits: dict[str, tuple[float, str]] = {}
         self._wake = asyncio.Event()
         self._closing = False
         self._fatal: asyncio.Future[PoisonedDeviceError] = asyncio.get_running_loop().create_future()
         self._services: list[asyncio.Task[None]] = []
-        self._queue_news: asyncio.TimerHandle | None = None
+        self._queue_news: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Recovers what a crash left, and begins to work."""
@@ -506,11 +511,9 @@ class Scheduler:
             return job.model_copy(update={"seconds_left": self._seconds_left(job)})
         return job
 
-    def seconds(
-        self, settings: Settings, network: str, width: int, height: int, kind: str | None = None
-    ) -> float | None:
+    def seconds(self, settings: Settings, network: str, width: int, height: int) -> float | None:
         """How long a job takes, measured on finished ones; none where nothing like it was measured."""
-        pace = self._paces.pace(kind or self._usual_kind(), settings, network, width * height)
+        pace = self._paces.pace(self._usual_kind(), settings, network, width * height)
         return None if pace is None else pace * total_work(settings, width, height)
 
     async def wants(self, run: Run) -> Estimate:
@@ -534,10 +537,13 @@ class Scheduler:
             self._absorb(future.result()[1])
 
     def _absorb(self, changes: Changes) -> None:
+        for timing in changes.timings:
+            self._paces.learn(timing)
         for job in changes.jobs:
             self._absorb_job(job)
         for job_id in changes.removed:
             self._jobs.pop(job_id, None)
+            self._told.pop(job_id, None)
             if active := self._active.get(job_id):
                 self._stop(active, keep=False)
             self._events.tell("removed", job_id)
@@ -560,7 +566,15 @@ class Scheduler:
             self._order = None
         if (active := self._active.get(job.id)) and not self._is_wanted(active):
             self._stop(active, keep=job.state in (JobState.PAUSED, JobState.QUEUED))
-        self._events.tell("job", job.id, self.seen(job))
+        self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        seen = self.seen(job)
+        if seen.position is None:
+            self._told.pop(job.id, None)
+        else:
+            self._told[job.id] = (seen.position, seen.seconds_left)
+        self._events.tell("job", job.id, seen)
 
     def _is_wanted(self, active: _Active) -> bool:
         job = self._jobs.get(active.job.id)
@@ -575,19 +589,22 @@ class Scheduler:
         """Wakes the dispatcher now, and tells queued jobs their new places soon, once for many changes."""
         self._wake.set()
         if self._queue_news is None and not self._closing:
-            loop = asyncio.get_running_loop()
-            self._queue_news = loop.call_later(_QUEUE_NEWS_SECONDS, self._tell_places)
+            self._queue_news = asyncio.create_task(self._tell_places())
 
-    def _tell_places(self) -> None:
+    async def _tell_places(self) -> None:
+        await asyncio.sleep(_QUEUE_NEWS_SECONDS)
         self._queue_news = None
-        told, self._order = self._forecast, None
-        for job in self.order():
-            if _is_news(told.get(job.id), self._forecast[job.id]):
-                self._events.tell("job", job.id, self.seen(job))
+        self._order = None  # time has passed as well
+        queued = [job for job in self.order() if _is_news(self._told.get(job.id), self._forecast[job.id])]
+        for number, job in enumerate(queued):
+            if number % _NEWS_AT_ONCE == 0:
+                await asyncio.sleep(0)  # a long queue before many pages must not hold up the loop
+            if job is self._jobs.get(job.id):
+                self._tell(job)
 
     # Looking ahead
 
-    def _look_ahead(self, order: Sequence[Job]) -> dict[str, tuple[int, float | None]]:
+    def _look_ahead(self, order: Sequence[Job]) -> dict[str, _Place]:
         """Place in the queue and seconds until done, by job."""
         running = [self._seconds_left(job) for job in self._jobs.values() if job.state is JobState.RUNNING]
         lengths = [self._length(job) for job in order]
@@ -696,7 +713,7 @@ class Scheduler:
         if beside or time.monotonic() - since < self._settings.memory_patience_seconds:
             self._wait(job, since, estimate, available)
             return None
-        smaller = run.settings.changed({"max_memory": available / GIB})
+        smaller = run.settings.changed({"max_memory": max(available, 1) / GIB})
         estimate = await self._executor.estimate(replace(run, settings=smaller), slot)
         if not estimate.holds(smaller.levels) or estimate.memory_bytes > available:
             raise _too_large(smaller.levels, estimate)
@@ -709,7 +726,7 @@ class Scheduler:
         news = job.id not in self._waits
         self._waits[job.id] = (since, waiting)
         if news:
-            self._events.tell("job", job.id, self.seen(job))
+            self._tell(job)
 
     def _begin(self, job: Job, slot: Slot, admission: _Admission) -> None:
         active = _Active(job, slot, admission, preview=job.preview)
@@ -722,6 +739,16 @@ class Scheduler:
 
     async def _work(self, active: _Active) -> None:
         """One run from beginning to end. Whatever happens in it, the slot is free afterwards."""
+        try:
+            await self._run(active)
+        except Exception:
+            log.exception("the end of job %s could not be written down", active.job.id)
+            await self._end_crashed(active, "its end could not be written down")
+        finally:
+            active.over = True
+        await self._let_go(active)
+
+    async def _run(self, active: _Active) -> None:
         job = active.job
         try:
             await self._compute(active)
@@ -737,7 +764,6 @@ class Scheduler:
             log.exception("job %s failed", job.id)
             remedy = f"Retry it; if that doesn't help, the operator finds job {job.id[:6]} in the log"
             await self._end_failed(active, Failure(cause="something went wrong in the studio", remedy=remedy))
-        await self._let_go(active)
 
     async def _compute(self, active: _Active) -> None:
         if active.unwanted:
@@ -772,7 +798,7 @@ class Scheduler:
             case Losses():
                 active.points.extend(update.points)
             case Remark():
-                await self._patiently(self._store.add_notice, active.job.id, active.job.attempt, update.text)
+                await self._take_remark(active, update.text)
 
     def _take_progress(self, active: _Active, progress: Progress) -> None:
         size = (active.job.settings, active.job.width, active.job.height)
@@ -784,7 +810,7 @@ class Scheduler:
     def _tell_run(self, active: _Active) -> None:
         if self._is_wanted(active):
             job = self._jobs[active.job.id]
-            self._events.tell("job", job.id, self.seen(job))
+            self._tell(job)
 
     async def _take_preview(self, active: _Active, preview: Preview) -> None:
         name = preview_name(active.job.id)
@@ -811,8 +837,14 @@ class Scheduler:
         if not active.unsaved:
             active.unsaved = True
             text = f"This job can't be saved on the way ({error.cause}), so a restart would begin it again."
-            with contextlib.suppress(StorageError):
-                await self.commit(self._store.add_notice, active.job.id, active.job.attempt, text)
+            await self._take_remark(active, text)
+
+    async def _take_remark(self, active: _Active, text: str) -> None:
+        log.info("job %s: %s", active.job.id, text)
+        try:
+            await self.commit(self._store.add_notice, active.job.id, active.job.attempt, text)
+        except StorageError as error:
+            log.warning("job %s: that can't be written down: %s", active.job.id, error)
 
     async def _record(self, active: _Active, *, now: bool = False) -> None:
         if not now and time.monotonic() - active.recorded < self._settings.record_seconds:
@@ -823,6 +855,7 @@ class Scheduler:
         try:
             await self.commit(self._store.record_progress, job.id, job.attempt, active.progress, active.preview, points)
         except StorageError as error:
+            active.points = [*points, *active.points]
             log.warning("progress of job %s can't be written down: %s", job.id, error)
 
     # Ending
@@ -844,8 +877,6 @@ class Scheduler:
         finish = (job.id, job.attempt, result, active.progress, active.points, timing)
         if not await self._patiently(self._store.finish, *finish):
             await asyncio.to_thread(files.remove, "results", name)  # cancelled, paused or deleted at the last moment
-        elif timing:
-            self._paces.learn(timing)
 
     async def _end_failed(self, active: _Active, failure: Failure) -> None:
         await self._record(active, now=True)
@@ -911,7 +942,7 @@ def _nothing() -> None:
     """Changes nothing; `commit` still absorbs what others changed."""
 
 
-def _is_news(before: tuple[int, float | None] | None, now: tuple[int, float | None]) -> bool:
+def _is_news(before: _Place | None, now: _Place) -> bool:
     """Whether a place in the queue, or the time until done, changed enough to tell."""
     if before is None or before[0] != now[0] or (before[1] is None) != (now[1] is None):
         return True

@@ -137,6 +137,7 @@ class Changes:
 
     jobs: tuple[Job, ...]
     removed: tuple[str, ...]
+    timings: tuple[Timing, ...]
     queue_paused: bool
 
 
@@ -271,6 +272,7 @@ class Store:
             with _told(root), FileLock(root / "locks" / "database.lock", timeout=60):
                 self._connection = _connect(root / "studio.sqlite3")
                 self._cursor = self._counter("version")
+                self._timings_known = self._last_timing()
         except BaseException:
             self._alive.release()
             raise
@@ -660,9 +662,11 @@ class Store:
             jobs = self._select("version > ? ORDER BY version", self._cursor)
             removed = self._rows("SELECT id, version FROM removed WHERE version > ? ORDER BY version", self._cursor)
             paused = bool(self._counter("queue paused"))
+            timings = self._timings("WHERE rowid > ? ORDER BY rowid", self._timings_known)
+            self._timings_known = self._last_timing()
         versions = [job.version for job in jobs] + [version for _, version in removed]
         self._cursor = max(versions, default=self._cursor)
-        return Changes(tuple(jobs), tuple(name for name, _ in removed), paused)
+        return Changes(tuple(jobs), tuple(name for name, _ in removed), tuple(timings), paused)
 
     def transitions(self, job_id: str) -> list[Transition]:
         """The job's log, oldest first."""
@@ -698,9 +702,8 @@ class Store:
 
     def timings(self, limit: int = 1000) -> list[Timing]:
         """What finished jobs took, the latest first."""
-        query = "SELECT kind, optimizer, network, pixels, work, seconds FROM timings ORDER BY time DESC LIMIT ?"
         with self._reading():
-            return [Timing(*row) for row in self._rows(query, limit)]
+            return self._timings("ORDER BY rowid DESC LIMIT ?", limit)
 
     # Records: what a front door has to remember, as JSON values by space and key
 
@@ -783,6 +786,13 @@ class Store:
         ours = job and job.state is JobState.RUNNING and job.process == self.process and job.attempt == attempt
         return job if ours else None
 
+    def _timings(self, which: str, value: int) -> list[Timing]:
+        rows = self._rows(f"SELECT kind, optimizer, network, pixels, work, seconds FROM timings {which}", value)
+        return [Timing(*row) for row in rows]
+
+    def _last_timing(self) -> int:
+        return int(self._rows("SELECT coalesce(max(rowid), 0) FROM timings")[0][0])
+
     def _check_room(self, owner: str, per_owner: int, in_all: int) -> None:
         pending = "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running', 'paused')"
         own = self._rows(f"{pending} AND owner = ?", owner)[0][0]
@@ -831,7 +841,7 @@ class Store:
         crashes = job.crashes + 1 if stuck else 1
         books = {"crashes": crashes, "crash_iteration": job.checkpoint_iteration, "process": None}
         if crashes >= limit:
-            return self._fail(job, _crash_failure(crashes), **books)
+            return self._fail(job, _crash_failure(crashes, note), **books)
         return self._move(job, JobState.QUEUED, note, interrupted=True, **books)
 
     def _write(self, job: Job) -> Job:
@@ -930,9 +940,9 @@ _AFRESH: dict[str, Any] = {
 """What a retry forgets of the attempt before."""
 
 
-def _crash_failure(crashes: int) -> Failure:
+def _crash_failure(crashes: int, note: str) -> Failure:
     return Failure(
-        cause=f"the service ended {crashes} times in a row while it ran this job",
+        cause=f"{note}, {crashes} times in a row without getting any further",
         remedy="Retry it with a smaller level, or less memory (max_memory)",
     )
 
