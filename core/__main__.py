@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from core.cli.arguments import parse
+from core.cli.interruption import INTERRUPTED
 from core.errors import UserError
 
 
@@ -38,7 +39,7 @@ def _run(argv: Sequence[str]) -> int:
     except UserError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _complain("interrupted", INTERRUPTED)
 
 
 def _complain(message: str, code: int) -> int:

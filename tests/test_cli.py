@@ -163,6 +163,12 @@ def test_notices_go_to_stderr(stylize: Command, given: SimpleNamespace, tmp_path
     assert ran.figures["width"] == 384
 
 
+def test_a_classical_run_says_where_the_network_falls_short_of_the_papers(stylize: Command) -> None:
+    ran = stylize("--preset", "classical", "--start", "white-noise")
+    assert ran.code == 0
+    assert "relu5_1" in ran.err, "the network of these tests ends at conv3_4"
+
+
 def test_a_run_foretells_its_memory_and_by_the_run_before_its_time(stylize: Command) -> None:
     first = stylize("--json")
     assert first.figures["expected_seconds"] is None
@@ -684,16 +690,38 @@ def test_an_interruption_before_the_first_step_leaves_nothing(
     assert not Path("out.png").exists()
 
 
-def test_the_first_signal_asks_and_the_second_is_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_signal_asks_and_the_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
         interruption.patient = True
         before_any = interruption.asked
         signal.raise_signal(signal.SIGINT)
         assert (before_any, interruption.asked) == (False, True)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_quits_at_once_even_in_the_middle_of_an_operation() -> None:
+    """Between two operations Python looks at signals; this one goes on for minutes."""
+    script = (
+        "import hashlib, signal\n"
+        "from core.cli.interruption import Interruption\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "with Interruption() as interruption:\n"
+        "    interruption.patient = True\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        for _ in range(100):  # two signals may melt into one before they arrive; so many don't
+            child.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.1)
+                break
+        else:
+            child.kill()
+    assert child.returncode == 130
 
 
 def test_ignored_signals_stay_ignored() -> None:

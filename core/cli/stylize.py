@@ -18,15 +18,12 @@ from core import devices, images, planning, weights
 from core.cli import files
 from core.cli.arguments import program
 from core.cli.display import Display
-from core.cli.interruption import Interruption
+from core.cli.interruption import INTERRUPTED, Interruption
 from core.cli.settings import Recipe, departures
 from core.config import Settings
 from core.errors import CheckpointError, MemoryLimitError
 from core.images import Picture, Size
 from core.transfer import Step, Transfer
-
-INTERRUPTED = 130
-"""Exit code, as shells give it to a program that Ctrl-C ended."""
 
 
 def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: float) -> int:
@@ -295,6 +292,11 @@ def _interrupted(arguments: Namespace, work: _Run, step: Step) -> str:
 
 
 def _figures(arguments: Namespace, work: _Run, step: Step, seconds: dict[str, float]) -> dict[str, Any]:
+    """What `--json` prints.
+
+    `seconds` is the whole command, of which `preparation_seconds` pass before the first evaluation (imports, reading,
+    targets); `optimisation_seconds` includes those of earlier runs where this one was resumed.
+    """
     transfer, interrupted = work.transfer, work.checkpoint is not None
     return {
         "output": str(work.output.path),
