@@ -67,6 +67,7 @@ class Plan:
         averaging: Steps over which the weights that are used are averaged.
         kept: Samples of either kind that are kept to learn from, the newest.
         fresh: New samples of pictures per episode.
+        reuse: How often a stylised picture is learnt from; no more episodes are run than that asks for.
         first: Crops from which the student is initialised.
         episodes: How many evaluations an episode has: one of these, drawn anew for each.
         tasks: Tasks of an examination.
@@ -86,8 +87,9 @@ class Plan:
     averaging: int = 250
     kept: int = 320
     fresh: int = 5
+    reuse: int = 3
     first: int = 48
-    episodes: tuple[int, ...] = (60, 60, 60, 100, 160)
+    episodes: tuple[int, ...] = (60, 60, 100, 160)
     tasks: int = 4
     examination: int = 60
     examine_every: float = 10.0
@@ -192,8 +194,8 @@ class Supply:
         self.ordinary: deque[Sample] = deque(maxlen=plan.kept)
         self.stylised: deque[Sample] = deque(maxlen=plan.kept)
         self.failure: str | None = None
-        self._ready = threading.Event()
-        self._stop = threading.Event()
+        self._made, self._used, self._stopped = 0, 0, False
+        self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> "Supply":
@@ -201,23 +203,39 @@ class Supply:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        with self._change:
+            self._stopped = True
+            self._change.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
         try:
-            while not self._stop.is_set():
+            while self._wanted():
                 self._renew()
-                self._ready.set()
+                with self._change:
+                    self._change.notify_all()
         except Exception:
-            self.failure = traceback.format_exc()
-            self._ready.set()
+            with self._change:
+                self.failure = traceback.format_exc()
+                self._change.notify_all()
+
+    def _wanted(self) -> bool:
+        """Waits until more samples are wanted; False when none will be."""
+
+        def due() -> bool:
+            return self._stopped or self._made < self.plan.kept / 4 + self._used / self.plan.reuse
+
+        with self._change:
+            self._change.wait_for(due)
+            return not self._stopped
 
     def _renew(self) -> None:
         missing = max(0, 16 * self.plan.batch // 2 - len(self.ordinary))
         for _ in range(max(self.plan.fresh, missing)):
             self.ordinary.append(self.teacher.sample(self.crops.any(self.plan.side).to(self.device)))
-        self.stylised.extend(self._episode())
+        made = self._episode()
+        self._made += len(made)
+        self.stylised.extend(made)
 
     def _episode(self) -> list[Sample]:
         task = draw_task(self.crops, self.plan.side, self.device)
@@ -232,10 +250,13 @@ class Supply:
         Raises:
             RuntimeError: Making samples failed.
         """
-        self._ready.wait()
+        pairs = self.plan.batch // 3
+        with self._change:
+            self._change.wait_for(lambda: self.stylised or self.failure)
+            self._used += pairs
+            self._change.notify_all()
         if self.failure:
             raise RuntimeError(f"no more samples:\n{self.failure}")
-        pairs = self.plan.batch // 3
         stylised = self._draw(self.stylised, pairs)
         styles = [sample.style for sample in stylised if sample.style is not None]
         others = self._draw(self.ordinary, self.plan.batch - 2 * pairs)

@@ -19,7 +19,7 @@ from core.parametrisation import parametrise
 from training.student import CONTENT_LAYER, STYLE_LAYERS, Frozen, Grams, gram
 from training.teacher import Teacher
 
-SNAPSHOTS = (1, 5, 14, 28, 44, 60, 100, 160)
+SNAPSHOTS = (1, 6, 16, 30, 45, 60, 80, 100, 130, 160)
 """Evaluations after which an episode's picture is shown to the student."""
 
 
