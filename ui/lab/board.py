@@ -368,6 +368,8 @@ class Board:
             try:
                 for table, row, column, level in self._missing():
                     await self._ask(table, row, column, level)
+                for key in self.pictures:  # so that everything can be chosen by sight
+                    await self._input(key)
             except UserError as error:
                 log.error("the tables can't be filled: %s", error)
             except Exception:

@@ -218,8 +218,8 @@ def _status(job: Job) -> str:
 def _in_queue(job: Job) -> str:
     if job.waiting:
         return job.waiting[:1].upper() + job.waiting[1:]
-    place = "Next" if job.position == 1 else f"{ordinal(job.position)} in the queue" if job.position else "Waiting"
-    return f"{place} · done in {duration(job.seconds_left)}" if job.seconds_left is not None else place
+    place = f"{ordinal(job.position)} in the queue" if job.position else "Waiting"
+    return f"{place} · {duration(job.seconds_left)}" if job.seconds_left is not None else place
 
 
 def _steps(job: Job) -> str:

@@ -70,8 +70,19 @@ async def show_table(request: web.Request) -> web.Response:
 
 async def _table_page(request: web.Request, table: Table) -> web.Response:
     board = request.app[BOARD]
-    context = {"table": table, "columns": _columns(board, table), "rows": _rows(board, table)}
+    context = {
+        "table": table,
+        "style": _common_style(board, table),
+        "columns": _columns(board, table),
+        "rows": _rows(board, table),
+    }
     return await _page(request, "table.html", context)
+
+
+def _common_style(board: Board, table: Table) -> Context | None:
+    """The style of a table whose columns are settings."""
+    key = next((column.head.picture for column in table.columns if not column.shows_style), None)
+    return {"title": board.pictures[key].head.title, "picture": board.input_of(key)} if key else None
 
 
 def _columns(board: Board, table: Table) -> list[Context]:
