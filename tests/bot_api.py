@@ -606,13 +606,14 @@ class Person:
         """The bot's messages in this chat, as they are now."""
         return self.api.said(self.chat_id)
 
-    async def hears(self, text: str, within: float = 30.0) -> dict[str, Any]:
-        """Waits for a message of the bot that contains this text, or has it as caption; the latest one."""
+    async def hears(self, text: str, count: int = 1) -> dict[str, Any]:
+        """Waits for so many messages of the bot that contain this text, or have it as caption; the latest one."""
 
         def found() -> Any:
-            return [message for message in self.heard if text in message.get("text", message.get("caption", ""))]
+            messages = [message for message in self.heard if text in message.get("text", message.get("caption", ""))]
+            return messages if len(messages) >= count else None
 
-        message: dict[str, Any] = (await self.api.until(found, within))[-1]
+        message: dict[str, Any] = (await self.api.until(found))[-1]
         return message
 
     async def receives(self, count: int = 1, within: float = 60.0) -> list[dict[str, Any]]:

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from pydantic import SecretStr
 
-from core.studio import Studio
+from core.studio import Job, Studio
 from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Output, Run
 from tests.bot_api import TOKEN, BotApi
@@ -85,15 +86,27 @@ def fill_gallery(data: Path) -> None:
     (data / "styles" / "Yellow.png").write_bytes(flat((200, 200, 0)))
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A running bot and what is behind it."""
+
+    bot: Bot
+    studio: Studio
+
+    async def job(self, number: int = 0) -> Job:
+        """A job by its age; -1 is the newest."""
+        return (await self.studio.jobs())[-1 - number if number >= 0 else -number - 1]
+
+
 @contextlib.asynccontextmanager
 async def running(
     api: BotApi | str, data: Path, backend: Rehearsal | None = None, **changes: object
-) -> AsyncIterator[Bot]:
+) -> AsyncIterator[Stage]:
     """A bot over a studio of its own."""
     (data / "locks").mkdir(parents=True, exist_ok=True)
     executor = LocalExecutor(data / "locks", QUICK, backend or Sketch(5))
     async with Studio.open(data, QUICK, executor) as studio, serve(studio, settings(api, data, **changes)) as bot:
-        yield bot
+        yield Stage(bot, studio)
 
 
 def live(data: str, url: str, step_seconds: float) -> None:

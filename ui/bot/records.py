@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core.config import DEFAULT_PRESET
 from core.studio import Records
+from core.studio.jobs import StorageError
 
 M = TypeVar("M", bound="Record")
 
@@ -51,14 +52,30 @@ class Shelf(Generic[M]):
         return iter(list(self._values.values()))
 
     async def put(self, key: str, value: M) -> None:
-        """Keeps a value in place of what was there."""
-        await self._records.put(self._space, key, value.model_dump(mode="json"))
+        """Keeps a value in place of what was there.
+
+        Others see it while it is still being written, so that of two who change a value at the same time neither undoes
+        what the other did; the disk sees both in the same order.
+        """
+        before = self._values.get(key)
         self._values[key] = value
+        try:
+            await self._records.put(self._space, key, value.model_dump(mode="json"))
+        except StorageError:
+            if self._values.get(key) is value:
+                self._restore(key, before)
+            raise
+
+    def _restore(self, key: str, value: M | None) -> None:
+        if value is None:
+            del self._values[key]
+        else:
+            self._values[key] = value
 
     async def remove(self, key: str) -> None:
         """Forgets a value, if there is one."""
-        await self._records.remove(self._space, key)
         self._values.pop(key, None)
+        await self._records.remove(self._space, key)
 
 
 def name_of(*parts: object) -> str:

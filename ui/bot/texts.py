@@ -5,6 +5,7 @@ A new language is a new file. `tests/test_bot_texts.py` holds every catalogue ag
 
 import re
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,15 @@ class Texts:
 
     def sentence(self, text: str) -> str:
         """Something that `core` says, as a sentence: of this language where it is known there."""
-        for pattern, template in self._causes:
-            if found := pattern.fullmatch(text):
-                text = template.format(*found.groups())
-                break
+        known = next((found for found in self._translations(text)), None)
+        text = known or (self.say("error.foreign", text=text) if self._causes else text)
         text = text[0].upper() + text[1:]
         return text if text.endswith((".", "!", "?")) else f"{text}."
+
+    def _translations(self, text: str) -> Iterator[str]:
+        for pattern, template in self._causes:
+            if found := pattern.fullmatch(text):
+                yield template.format(*found.groups())
 
     def duration(self, seconds: float) -> str:
         """About how long, in one unit."""
