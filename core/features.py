@@ -153,9 +153,9 @@ class Network:
 
     def prepare(self, picture: Tensor) -> Tensor:
         """The network's input [1, 3, H, W] for an sRGB picture [1, 3, H, W] in [0, 1]; differentiable."""
-        mean = picture.new_tensor(self.convention.mean)[:, None, None]
         deviation = picture.new_tensor(self.convention.deviation)[:, None, None]
-        prepared = (picture * self.convention.scale - mean) / deviation
+        offset = picture.new_tensor(self.convention.mean)[:, None, None] / deviation
+        prepared = torch.addcmul(-offset, picture, self.convention.scale / deviation)
         return prepared.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def convolve(
@@ -258,7 +258,8 @@ class _Convolve(torch.autograd.Function):
         _, channels, height, width = ctx.shape
         top, bottom = ctx.rows
         padded = (1, channels, height + top + bottom, width + 2)
-        return _unpadded(conv2d_input(padded, weight, gradient), ctx.padding, top, bottom), None, None, None, None, None
+        received: Tensor = conv2d_input(padded, weight, gradient)  # type: ignore[no-untyped-call]
+        return _unpadded(received, ctx.padding, top, bottom), None, None, None, None, None
 
 
 def _unpadded(gradient: Tensor, padding: Padding, top: int, bottom: int) -> Tensor:

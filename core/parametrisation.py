@@ -80,14 +80,18 @@ class Sigmoid:
         self._offset = torch.logit(picture.clamp(_MARGIN, 1 - _MARGIN))
         self._size = (picture.shape[2], picture.shape[3])
         self._spectrum = _frequency_weights(self._size, exponent, picture) if exponent else None
+        self._latest: tuple[Tensor, Tensor] | None = None
 
     def start(self) -> Tensor:
         """Zero: the offset holds the starting picture."""
         return torch.zeros_like(self._offset)
 
     def picture(self, variable: Tensor) -> Tensor:
-        """The sigmoid of the preconditioned variable."""
-        return torch.sigmoid(self._offset + self._precondition(variable))
+        """The sigmoid of the preconditioned variable; the latest is kept, since its slope is asked for next."""
+        if self._latest is None or self._latest[0] is not variable:
+            moved = self._offset + self._precondition(variable)
+            self._latest = (variable, moved.sigmoid_())
+        return self._latest[1]
 
     def pull_back(self, variable: Tensor, gradient: Tensor) -> Tensor:
         """Through the sigmoid's slope, then through P."""

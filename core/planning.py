@@ -26,11 +26,11 @@ from core.tiles import BlockTiling, Tiling
 
 GIB = 2**30
 
-_RUNTIME_BYTES = {"cpu": 0.65 * GIB, "mps": 0.65 * GIB, "cuda": 0.4 * GIB}
+_RUNTIME_BYTES = {"cpu": 0.95 * GIB, "mps": 0.95 * GIB, "cuda": 0.4 * GIB}
 """PyTorch itself, its threads' buffers and the compiled convolutions."""
-_BAND_BYTES = {"cpu": 16 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
+_BAND_BYTES = {"cpu": 8 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
 """Size of one activation of a band: on a CPU small enough for the caches, on a GPU large enough to fill it."""
-_VECTORS = 16
+_VECTORS = 22
 """Point, gradients, offset, starting picture, spectra and what an evaluation holds besides features."""
 _SHARE_OF_MACHINE = 0.6
 """Without a limit of the user's, a run plans to use this share of the device's memory at most."""
@@ -78,11 +78,10 @@ class _Model:
     parameters: int
 
     def kept(self, block: int, size: Size) -> float:
-        """What one kept block holds for its backward pass: padded inputs, outputs, and the pooling's choices."""
+        """What one kept block holds for its backward pass: its outputs, and the pooling's choices."""
         pixels = _pixels(size, block)
         channels = self.blocks[block]
-        inputs = (self.blocks[block - 1][-1] if block else 3, *channels[:-1])
-        held = sum(channels) + sum(inputs)
+        held = sum(channels)
         choices = 8 / 4 * channels[-1] if block + 1 < len(self.blocks) else 0
         return pixels * (held * self.item + choices)
 

@@ -67,7 +67,7 @@ def choose_layers(settings: LossSettings, offered: Sequence[str]) -> ChosenLayer
 
 @dataclass(frozen=True)
 class LevelLoss:
-    """The terms of one level, each unweighted."""
+    """The terms of one level, each unweighted; `tv` is 0 where it has no weight."""
 
     level: int
     content: float
@@ -208,12 +208,13 @@ class Pyramid:
         leaf = picture.detach().requires_grad_()
         with torch.enable_grad():
             resized = resize(leaf, level.size)
-            variation = losses.total_variation(resized)
         evaluation = tiles.loss_and_gradient(self.network, resized, level.objective, level.tiling)
-        scale = self.weights.level_weight(level.level)
-        seeds = [scale * evaluation.gradient, variation.new_tensor(scale * self.weights.tv_weight)]
-        (gradient,) = torch.autograd.grad([resized, variation], leaf, seeds)
-        return LevelLoss(level.level, evaluation.content, evaluation.style, float(variation.detach())), gradient
+        gradient, variation = evaluation.gradient, 0.0
+        if self.weights.tv_weight:
+            variation, slope = _total_variation(resized)
+            gradient = gradient + self.weights.tv_weight * slope
+        (gradient,) = torch.autograd.grad(resized, leaf, self.weights.level_weight(level.level) * gradient)
+        return LevelLoss(level.level, evaluation.content, evaluation.style, variation), gradient
 
     def _total(self, terms: Sequence[LevelLoss]) -> float:
         weights = self.weights
@@ -222,6 +223,14 @@ class Pyramid:
             * (weights.content_weight * term.content + weights.style_weight * term.style + weights.tv_weight * term.tv)
             for term in terms
         )
+
+
+def _total_variation(picture: Tensor) -> tuple[float, Tensor]:
+    """The total variation of a picture, and its gradient."""
+    leaf = picture.detach().requires_grad_()
+    with torch.enable_grad():
+        value = losses.total_variation(leaf)
+    return float(value.detach()), torch.autograd.grad(value, leaf)[0]
 
 
 def _without_rim(style: Tensor) -> Tensor:
