@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 import torch
@@ -19,8 +20,9 @@ from core.studio import StudioSettings
 from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Estimate, LevelLoss, Output, Progress, Run, Slot
 from ui.lab import LabOptions, create_app
+from ui.lab import board as board_module
 from ui.lab.api import STUDIO
-from ui.lab.tables import LabConfig
+from ui.lab.tables import Head, LabConfig
 from ui.lab.uploads import UploadLimits
 
 GIB = 2**30
@@ -132,6 +134,8 @@ class Lab:
 
     client: TestClient[web.Request, web.Application]
     backend: Plain
+    painted: list[str] = field(default_factory=list)
+    """Samples that were painted (all of them plain)."""
     csrf: str = ""
 
     @property
@@ -166,7 +170,7 @@ class Lab:
         return await response.json()
 
     async def upload(self, *files: tuple[str, bytes], status: int = 201) -> Any:
-        form = aiohttp.FormData()
+        form = aiohttp.FormData(quote_fields=False)  # as browsers send names
         for name, data in files:
             form.add_field("picture", data, filename=name)
         response = await self.client.post("/api/pictures", data=form, headers=self.headers)
@@ -216,7 +220,15 @@ async def open_lab(
     options = LabOptions(config=config, data=data, token=token)
     app = create_app(options, studio_settings=settings, executor=executor)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with TestClient(TestServer(app, shutdown_timeout=2), headers=headers) as client:
-        lab = Lab(client, backend)
-        lab.csrf = (await lab.json("/api/csrf"))["token"]
-        yield lab
+    painted: list[str] = []
+
+    def paint(head: Head) -> bytes:
+        painted.append(head.key)
+        shade = (1 + len(painted) % 8) / 10
+        return png((shade, shade, shade))
+
+    with mock.patch.object(board_module, "_painted", paint):
+        async with TestClient(TestServer(app, shutdown_timeout=2), headers=headers) as client:
+            lab = Lab(client, backend, painted)
+            lab.csrf = (await lab.json("/api/csrf"))["token"]
+            yield lab

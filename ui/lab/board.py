@@ -27,6 +27,7 @@ from ui.lab.events import Feed, Message, Topic
 from ui.lab.networks import Networks
 from ui.lab.shown import CellView, Model, job_view
 from ui.lab.tables import FOLDER, Column, Head, LabConfig, Table, TableConfig, recipe_of, table_of
+from ui.lab.threads import in_thread
 from ui.lab.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class Board:
                 self._inputs[key.removesuffix(f" {__version__}")] = input_id
         for name, kept in (await self._studio.records.all(_TABLES_SPACE)).items():
             self._keep_table(name, kept)
-        self._arrange(await asyncio.to_thread(_files_in, self._folder))
+        self._arrange(await in_thread(_files_in, self._folder))
         for owner in OWNERS:
             for job in await self._studio.jobs(owner=owner, limit=_KNOWN_JOBS):
                 self._put(job)
@@ -375,7 +376,7 @@ class Board:
             except Exception:
                 log.exception("the tables could not be filled")
             await asyncio.sleep(_FOLDER_SECONDS)
-            self._arrange(await asyncio.to_thread(_files_in, self._folder))
+            self._arrange(await in_thread(_files_in, self._folder))
 
     def _missing(self) -> Iterator[tuple[Table, Head, Column, int]]:
         """Every cell's first picture, then every cell's picture at its table's level."""
@@ -431,7 +432,7 @@ class Board:
     async def _prepare(self, picture: Picture) -> str:
         """Paints or reads a picture and keeps it as an input."""
         head = picture.head
-        data = await self._read(picture.file, head.title) if picture.file else await asyncio.to_thread(_painted, head)
+        data = await self._read(picture.file, head.title) if picture.file else await in_thread(_painted, head)
         input_id = await self._studio.add_input(TABLE_OWNER, data)
         await self._studio.records.put(_INPUTS_SPACE, f"{head.key} {__version__}", input_id)
         self._inputs[head.key] = input_id
@@ -441,7 +442,7 @@ class Board:
         return input_id
 
     async def _read(self, file: Path, title: str) -> bytes:
-        data = await asyncio.to_thread(_file_bytes, file, self._uploads.limits.file_bytes)
+        data = await in_thread(_file_bytes, file, self._uploads.limits.file_bytes)
         return (await self._uploads.picture(data, title)).data
 
 

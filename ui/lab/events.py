@@ -23,6 +23,9 @@ HEARTBEAT_SECONDS = 15.0
 """A comment in a silent stream, so that neither side takes it for dead."""
 PAUSE_SECONDS = 0.2
 """Changes within this time are sent together, and each item once."""
+_LONGEST_PAUSE_SECONDS = 2.0
+_SECONDS_PER_EVENT = 0.0002
+"""Rough cost of sending one event to one page; pauses grow with it, so that many pages can't use up the loop."""
 MOST_STREAMS = 256
 _STALLED_SECONDS = 30.0
 _REMEMBERED = 4096
@@ -187,8 +190,13 @@ async def stream(request: web.Request) -> web.StreamResponse:
             items = await listener.next(HEARTBEAT_SECONDS)
             await _send(response, _joined(feed, items) if items else ": still here\n\n")
             if not listener.ended:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(_pause(len(items), feed.streams))
     return response
+
+
+def _pause(items: int, streams: int) -> float:
+    """How long a stream collects changes before it sends the next ones."""
+    return min(max(PAUSE_SECONDS, items * streams * _SECONDS_PER_EVENT), _LONGEST_PAUSE_SECONDS)
 
 
 async def _beginning(request: web.Request, topic: Topic) -> str:

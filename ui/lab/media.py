@@ -16,6 +16,7 @@ from aiohttp import web
 from core.config import Settings
 from core.studio import Job, Studio
 from ui.lab.shown import title
+from ui.lab.threads import in_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +101,7 @@ class Media:
         if job.result and job.result.format == format:
             return data
         async with self._workers:
-            return await asyncio.to_thread(_converted, data, format)
+            return await in_thread(_converted, data, format)
 
     async def noise(self, job: Job) -> bytes:
         """The noise that a job's picture began with, on a plain ground, as a JPEG."""
@@ -114,7 +115,7 @@ class Media:
         async def make() -> bytes:
             data = await load()
             async with self._workers:
-                return await asyncio.to_thread(_smaller, data, width)
+                return await in_thread(_smaller, data, width)
 
         return await self._cache.get(name, make)
 
@@ -123,7 +124,7 @@ class Media:
             names = [job.content, *job.styles, *([job.start] if job.start else [])]
             pictures = [await self._studio.input_bytes(name) for name in names]
             async with self._workers:
-                return await asyncio.to_thread(_drawn, pictures, len(job.styles), job.settings, draw)
+                return await in_thread(_drawn, pictures, len(job.styles), job.settings, draw)
 
         return await self._cache.get((kind, job.id), make)
 

@@ -11,6 +11,7 @@ from aiohttp import web
 from core.errors import UserError
 from ui.lab.events import Feed
 from ui.lab.shown import Model, memory
+from ui.lab.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Networks:
 
     async def look(self) -> None:
         """Looks what is on this machine."""
-        self._tell(await asyncio.to_thread(_found))
+        self._tell(await in_thread(_found))
 
     def fetch(self) -> None:
         """Begins to fetch VGG-19, unless that is under way already; `view` and the feed say how it goes."""

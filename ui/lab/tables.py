@@ -127,8 +127,8 @@ def sample_names() -> list[str]:
 
 
 def _explained(error: ValidationError, file: str) -> SettingsError:
-    """The first complaint as a line for a person, with the key that it is about."""
-    first = error.errors(include_url=False)[0]
+    """The first complaint as a line for a person, with the key that it is about; a misspelt key explains others."""
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "the whole"
     if first["type"] == "extra_forbidden":
         *above, unknown = first["loc"]

@@ -16,6 +16,7 @@ from core import config
 from core.config import Settings
 from core.errors import ImageError, SettingsError
 from ui.lab.shown import Model
+from ui.lab.threads import in_thread
 
 
 class UploadLimits(Model):
@@ -94,7 +95,7 @@ class Uploads:
             ImageError: It is no picture, broken, or too large.
         """
         async with self._decoding:
-            return await asyncio.to_thread(_rewritten, data, title, self.limits.pixels)
+            return await in_thread(_rewritten, data, title, self.limits.pixels)
 
     async def _files(self, request: web.Request) -> AsyncIterator[tuple[str, bytes]]:
         received = count = 0

@@ -1,6 +1,5 @@
 """The pages. All of them are whole without JavaScript; scripts only keep them up to date and make them pleasant."""
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from ui.lab.media import MEDIA, WIDTHS, file_name, picture_response
 from ui.lab.networks import NETWORKS
 from ui.lab.shown import LARGEST_LEVEL, job_view
 from ui.lab.tables import Table
+from ui.lab.threads import in_thread
 
 _COMPARED = 60
 _START_WORDS = {
@@ -162,7 +162,7 @@ async def _recipe(request: web.Request, job: Job) -> str:
     recipe: Mapping[str, Any] | None = {"settings": job.settings.model_dump(mode="json")}
     if job.result:
         data = await request.app[STUDIO].result_bytes(job.id)
-        recipe = await asyncio.to_thread(_recipe_in, data) or recipe
+        recipe = await in_thread(_recipe_in, data) or recipe
     return json.dumps(recipe, indent=2, ensure_ascii=False)
 
 
