@@ -206,6 +206,19 @@ def test_initialisation_copies_the_first_convolution(teacher: Teacher, trainee: 
     assert bool((similarity.max(1).values > 0.999).all())
 
 
+def test_a_reduction_to_the_same_widths_is_its_guide(teacher: Teacher, crops: Crops) -> None:
+    """With all of the teacher's channels in the first convolution, there is nothing to choose."""
+    plan = replace(SMALL, widths=(64, 8, 8, 8, 8, 8, 8, 8))
+    guide, again = (Trainee(plan, CPU, torch.float32) for _ in range(2))
+    guide.begin(teacher, crops)
+    again.begin(teacher, crops, guide.average.tensors())
+    picture = crops.content(32)
+    ours, theirs = again.averaged().features(picture), guide.averaged().features(picture)
+    for layer in LAYERS:
+        scale = theirs[layer].norm() / ours[layer].norm()  # the reduction counts in units of its own
+        assert _relative_error(ours[layer] * scale, theirs[layer]) < 0.05
+
+
 def test_the_loss_vanishes_for_a_student_that_is_its_teacher(teacher_file: Path, crops: Crops) -> None:
     exact = Teacher(teacher_file, CPU, torch.float32)
     student = Student((64, 64, 128, 128, 256, 256, 256, 256))

@@ -49,7 +49,7 @@ from training.student import LAYERS, STYLE_LAYERS, Frozen, Student, flat
 from training.teacher import Sample, Teacher
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "core" / "data" / "compact.safetensors"
-WIDTHS = (24, 32, 64, 64, 160, 160, 160, 160)
+WIDTHS = (32, 32, 64, 64, 128, 128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Plan:
     widths: tuple[int, ...] = WIDTHS
     side: int = 128
     batch: int = 6
-    rate: float = 8e-3
+    rate: float = 5e-3
     warm_up: int = 150
     gram_weight: float = 1.5
     averaging: int = 250
@@ -92,7 +92,7 @@ class Plan:
     episodes: tuple[int, ...] = (60, 60, 100, 160)
     tasks: int = 4
     examination: int = 60
-    examine_every: float = 10.0
+    examine_every: float = 12.0
     seed: int = 0
 
 
@@ -289,9 +289,9 @@ class Trainee:
         self.units: dict[str, float] = {}
         self.history: list[dict[str, Any]] = []
 
-    def begin(self, teacher: Teacher, crops: Crops) -> None:
-        """Makes a new student of the teacher."""
-        initialise(self.student, teacher, torch.cat([crops.any(96) for _ in range(self.plan.first)]))
+    def begin(self, teacher: Teacher, crops: Crops, guide: Mapping[str, Tensor] | None = None) -> None:
+        """Makes a new student of the teacher, or of a wider student's weights."""
+        initialise(self.student, teacher, torch.cat([crops.any(96) for _ in range(self.plan.first)]), guide)
         self.average.load_state_dict(self.student.state_dict())
         self.units = teacher.units
         self._prepare()
@@ -366,6 +366,14 @@ class Trainee:
         self.units, self.history = state["units"], state["history"]
 
 
+def averaged_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The averaged convolutions of another run's student, as `Student.tensors`."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    student = Student(state["widths"])
+    student.load_state_dict(state["average"])
+    return student.tensors()
+
+
 # --------------------------------------------------------------------------------------------------------- examination
 
 
@@ -413,7 +421,18 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 @dataclass
 class Run:
-    """A training run in a folder of its own: checkpoint, log, weights."""
+    """A training run in a folder of its own: checkpoint and log.
+
+    Attributes:
+        plan: What is done.
+        teacher: Learnt from.
+        library: The pictures.
+        folder: If there is a checkpoint in it, the run goes on from there.
+        settings: The product's.
+        dtype: Precision of activations.
+        wider: Checkpoint of a wider student to begin from; none: from the teacher.
+        console: Where progress is shown.
+    """
 
     plan: Plan
     teacher: Teacher
@@ -421,6 +440,7 @@ class Run:
     folder: Path
     settings: Settings
     dtype: torch.dtype
+    wider: Path | None = None
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -434,7 +454,7 @@ class Run:
             self.teacher.calibrate(
                 torch.cat([crops.any(self.plan.side) for _ in range(self.plan.first)]).to(self.trainee.device)
             )
-            self.trainee.begin(self.teacher, crops)
+            self.trainee.begin(self.teacher, crops, averaged_tensors(self.wider) if self.wider else None)
         crops = self._crops(4)
         tasks = [draw_task(crops, 3 * self.plan.side // 2, self.trainee.device) for _ in range(self.plan.tasks)]
         self.examination = Examination(self.teacher, tasks, self.settings, self.plan.examination)
@@ -536,9 +556,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     device = devices.resolve(options.device)
     dtype = devices.dtype("auto", device)
-    plan = Plan(options.minutes, options.widths, seed=options.seed)
+    plan = Plan(options.minutes, options.widths, rate=options.rate, seed=options.seed)
     teacher = Teacher(options.teacher, device, dtype)
-    run = Run(plan, teacher, pictures.load(options.pictures), options.run, config.load(), dtype)
+    run = Run(plan, teacher, pictures.load(options.pictures), options.run, config.load(), dtype, options.wider)
     run.go()
     run.export(options.output)
     run.console.print(f"written: {options.output}")
@@ -551,6 +571,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pictures", type=Path, required=True, help="a folder of photographs and paintings")
     parser.add_argument("--minutes", type=float, default=defaults.minutes, help="of learning (default: %(default)s)")
     parser.add_argument("--widths", type=_widths, default=defaults.widths, help="of the eight convolutions: 24,32,…")
+    parser.add_argument("--rate", type=float, default=defaults.rate, help="of learning, at its highest (%(default)s)")
+    parser.add_argument("--wider", type=Path, help="begin as a reduction of this checkpoint's wider student")
     parser.add_argument("--run", type=Path, default=Path("distillation"), help="folder of checkpoint and log")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the weights are written")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")

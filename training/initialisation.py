@@ -3,8 +3,12 @@
 Each convolution gets the teacher's channels that tell most of the others, and the weights with which the student's own
 features before it predict those channels' responses best. (So the first convolution is a choice of the teacher's, and
 exact.) The maps to the teacher's features are least squares too. This alone lets the student stand in for its teacher.
+
+Instead of the teacher's, the channels may be those of a wider student that has learnt already, its *guide*: what that
+has learnt is then not lost.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,38 +27,47 @@ _SAMPLES = 60_000
 
 @dataclass(frozen=True, eq=False)
 class _Responses:
-    """The teacher's convolution: before and after its rectifier, in units of the root mean square after it."""
+    """A convolution before and after its rectifier, in units of the root mean square after it; and `after` unscaled."""
 
     before: Tensor
     after: Tensor
-    unit: float
+    raw: Tensor
 
 
 @torch.no_grad()
-def initialise(student: Student, teacher: Teacher, pictures: Tensor) -> None:
-    """Sets all of the student's parameters from the teacher's responses to pictures [B, 3, H, W]; on the CPU."""
+def initialise(student: Student, teacher: Teacher, pictures: Tensor, guide: Mapping[str, Tensor] | None = None) -> None:
+    """Sets all of the student's parameters from responses to pictures [B, 3, H, W]; on the CPU.
+
+    Args:
+        student: Its first convolution becomes a choice of the teacher's in any case.
+        teacher: Whose features the maps lead to.
+        pictures: sRGB in [0, 1].
+        guide: Weights `features.N.weight`, `.bias` of the network that is reduced; none: the teacher's.
+    """
+    guide = teacher.tensors if guide is None else guide
+    targets = teacher.features(pictures.to(teacher.network.device))
     theirs, ours = centred(pictures), centred(pictures) * INPUT_SCALE
     for index, width in enumerate(student.widths):
         if opens_block(index):
             theirs, ours = F.max_pool2d(theirs, 2), F.max_pool2d(ours, 2)
-        responses = _responses(teacher, index, theirs)
-        theirs = responses.after * responses.unit
+        responses = _responses(guide if index else teacher.tensors, index, theirs)
         ours = _convolution(cast("Whitened", student.convolutions[index]), responses, ours, width, index)
+        theirs = _responses(guide, index, theirs).raw
         layer = tapped(index)
         if layer is not None:
-            _map(cast("Whitened", student.maps[layer]), theirs / teacher.units[layer], ours)
+            _map(cast("Whitened", student.maps[layer]), targets[layer].float().cpu(), ours)
 
 
-def _responses(teacher: Teacher, index: int, features: Tensor) -> _Responses:
+def _responses(tensors: Mapping[str, Tensor], index: int, features: Tensor) -> _Responses:
     key = f"features.{conv_indices[index]}"
-    before = F.conv2d(padded(features), teacher.tensors[f"{key}.weight"], teacher.tensors[f"{key}.bias"])
+    before = F.conv2d(padded(features), tensors[f"{key}.weight"], tensors[f"{key}.bias"])
     after = torch.relu(before)
     unit = float(after.square().mean().sqrt())
-    return _Responses(before / unit, after / unit, unit)
+    return _Responses(before / unit, after / unit, after)
 
 
 def _convolution(module: Whitened, responses: _Responses, features: Tensor, width: int, seed: int) -> Tensor:
-    """Fits one convolution to `width` of the teacher's channels; returns the student's features after it."""
+    """Fits one convolution to `width` of the responses' channels; returns the student's features after it."""
     second_moments = _rows(responses.after).T @ _rows(responses.after) / len(_rows(responses.after))
     chosen = representatives(second_moments, width)
     inputs, outputs = _patches(features), _rows(responses.before[:, chosen])

@@ -217,17 +217,23 @@ class Student(nn.Module):
         return Frozen(convolutions, self._plain_maps(), dtype)
 
     @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """The convolutions as `features.N.weight` and `.bias` in float32, for input 0–255 mean-subtracted."""
+        found: dict[str, Tensor] = {}
+        for index, plain in enumerate(self._plain_convolutions()):
+            scale = INPUT_SCALE if index == 0 else 1.0
+            found[f"features.{conv_indices[index]}.weight"] = plain.weight * scale
+            found[f"features.{conv_indices[index]}.bias"] = plain.bias
+        return found
+
+    @torch.no_grad()
     def export(self, units: Mapping[str, float]) -> dict[str, Tensor]:
-        """Plain tensors in 16 bit, as `core` reads them: input 0–255 mean-subtracted, maps to the teacher's own scale.
+        """Plain tensors in 16 bit, as `core` reads them: `tensors`, and maps to the teacher's own scale.
 
         Args:
             units: Root mean square of the teacher's layers, in which features were counted.
         """
-        tensors: dict[str, Tensor] = {}
-        for index, plain in enumerate(self._plain_convolutions()):
-            scale = INPUT_SCALE if index == 0 else 1.0
-            tensors[f"features.{conv_indices[index]}.weight"] = plain.weight * scale
-            tensors[f"features.{conv_indices[index]}.bias"] = plain.bias
+        tensors = self.tensors()
         for layer, plain in self._plain_maps().items():
             tensors[f"metric.{layer}.weight"] = plain.weight * units[layer]
             tensors[f"metric.{layer}.bias"] = plain.bias * units[layer]
