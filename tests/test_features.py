@@ -20,7 +20,8 @@ def torchvisions_vgg19() -> Sequential:
     """Untrained, 512 channels wide, without the classifier's half a gigabyte."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return make_layers(cfgs["E"]).eval()
+        layers: Sequential = make_layers(cfgs["E"])
+    return layers.eval()
 
 
 def test_activations_are_those_of_torchvisions_network() -> None:

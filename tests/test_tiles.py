@@ -1,6 +1,7 @@
 """Bands against the whole picture: the same loss and gradient, whatever the shape, the bands and the padding."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_a_content_target_is_compared_row_by_row() -> None:
 def test_bands_cover_every_row_once(height: int, rows: int) -> None:
     found = list(tiles.bands(height, rows))
     assert found[0][0] == 0 and found[-1][1] == height
-    assert all(before[1] == after[0] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(found))
     assert all(first % 2 == 0 for first, _ in found), "a pooling window may not lie in two bands"
     assert all(last - first == rows for first, last in found[:-1])
     assert len(found) == 1 or rows / 2 < found[-1][1] - found[-1][0] <= 1.5 * rows
