@@ -173,6 +173,7 @@ class Rehearsal:
         self.estimates = small_estimate()
         self.cleaned: list[str] = []
         self.evaluations = 0
+        self.checkpoints = 0
         self.poison = False
         self.closed = 0
         """Generators that were closed or ended."""
@@ -198,10 +199,14 @@ class Rehearsal:
                 done, state = done + 1, hashlib.sha256(state).digest()
                 saved = f"{done}:".encode() + state
                 preview = self._preview or saved
-                yield Moment(progress(done, iterations), partial(bytes, saved), partial(bytes, preview))
+                yield Moment(progress(done, iterations), partial(self._save, saved), partial(bytes, preview))
         finally:
             self.closed += 1
         return Output(self._picture or state, "png", 256, 256)
+
+    def _save(self, state: bytes) -> bytes:
+        self.checkpoints += 1
+        return state
 
     def out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

@@ -99,6 +99,28 @@ async def test_what_came_before_an_error_is_given_out_before_it() -> None:
     assert seen == [Remark("careful")]
 
 
+async def test_a_busy_loop_is_rung_once() -> None:
+    loop = asyncio.get_running_loop()
+    rings = 0
+
+    class Bell:
+        def call_soon_threadsafe(self, callback: Callable[[], None]) -> None:
+            nonlocal rings
+            rings += 1
+            loop.call_soon_threadsafe(callback)
+
+    mailbox = Mailbox(Bell())  # type: ignore[arg-type]
+    for number in range(100):
+        mailbox.put(progress(number, 100))
+    assert rings == 1
+    updates = mailbox.updates()
+    await anext(updates)
+    mailbox.put(progress(100, 100))
+    assert rings == 2
+    mailbox.end()
+    assert [update async for update in updates] == [progress(100, 100)]
+
+
 def test_a_thread_outlives_a_closed_loop_quietly() -> None:
     loop = asyncio.new_event_loop()
     mailbox = Mailbox(loop)
@@ -184,6 +206,8 @@ async def test_cancel_takes_effect_within_one_evaluation(tmp_path: Path, keep: b
     updates = await collecting
     assert backend.evaluations == 20, "the one that it was in, and none after it"
     assert backend.closed == 1
+    told = [update.iteration for update in updates if isinstance(update, Progress)]
+    assert told[-1] >= (20 if keep else 1)
     saved = [update for update in updates if isinstance(update, Checkpoint)]
     assert saved == ([Checkpoint(b"20:" + rehearsed(b"content", b"style", 20), 20)] if keep else [])
     assert not [update for update in updates if isinstance(update, Output)]
@@ -201,6 +225,19 @@ async def test_cancel_of_another_attempt_or_job_does_nothing(tmp_path: Path) -> 
     executor.cancel("job", 1, keep=False)  # it has ended
 
 
+async def test_a_checkpoint_is_made_when_the_one_before_is_safe(tmp_path: Path) -> None:
+    """However slow the disk, at most one is being written; they can be large."""
+    gate = Gate(50)
+    backend = Rehearsal(hook=gate)
+    async with asyncio.timeout(10):
+        async for update in executor_of(tmp_path, backend).start(run_of(tmp_path), SLOT):
+            if isinstance(update, Checkpoint) and not gate.opened.is_set():
+                await asyncio.to_thread(gate.reached.wait, 10)  # writing takes as long as 50 steps
+                assert backend.checkpoints == 1
+                gate.opened.set()
+    assert backend.checkpoints > 1
+
+
 async def test_computing_happens_in_a_thread_named_after_its_slot(tmp_path: Path) -> None:
     threads = set()
     backend = Rehearsal(hook=lambda run, iteration: threads.add(threading.current_thread()))
@@ -214,7 +251,10 @@ async def test_computing_happens_in_a_thread_named_after_its_slot(tmp_path: Path
 
 
 class Picture:
-    """Something large, whose end can be seen."""
+    """Something large, whose end can be seen, and that only a collector of garbage finds."""
+
+    def __init__(self) -> None:
+        self.itself = self
 
 
 def greedy(limit: float, seen: list[weakref.ref[Picture]], alive: list[int]) -> Callable[[Run, int], None]:
@@ -348,6 +388,14 @@ async def local_studio(directory: Path, backend: Rehearsal, settings: StudioSett
 
 
 # ── The loop stays free ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_threads_share_the_interpreter_in_small_turns_and_only_while_open(tmp_path: Path) -> None:
+    before = sys.getswitchinterval()
+    executor = executor_of(tmp_path, Rehearsal())
+    assert sys.getswitchinterval() <= 0.001
+    await executor.close()
+    assert sys.getswitchinterval() == before
 
 
 def burn(run: Run, iteration: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import random
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -342,21 +343,31 @@ async def test_a_bug_fails_its_job_alone_and_tells_no_secrets(
     assert (await finished(studio, after)).state is JobState.DONE
 
 
-async def test_a_caller_that_goes_away_leaves_a_whole_job(studio: Studio, executor: ScriptedExecutor) -> None:
-    content, style = await studio.add_input("lab", b"content"), await studio.add_input("lab", b"style")
+async def test_what_is_committed_is_told_though_its_caller_went_away(
+    studio: Studio, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a page is closed while its job is being written down."""
+    submit_to_store, begun, may_go_on = Store.submit, threading.Event(), threading.Event()
+
+    def slow(self: Store, job: Job, **room: int) -> Job:
+        begun.set()
+        assert may_go_on.wait(PATIENCE)
+        return submit_to_store(self, job, **room)
+
+    monkeypatch.setattr(Store, "submit", slow)
     with studio.subscribe() as events:
-        asking = asyncio.create_task(studio.submit("lab", content, [style], SMALL, key="once"))
-        await settled(lambda: studio._scheduler._thread._work_queue.qsize() > 0 or asking.done())
+        asking = asyncio.create_task(submit(studio, key="once"))
+        await asyncio.to_thread(begun.wait, PATIENCE)
         asking.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError):
             await asking
-        job = await studio.submit("lab", content, [style], SMALL, key="once")
+        may_go_on.set()
         event = await events.next(within=PATIENCE)
     assert event is not None
-    assert event.job_id == job.id
-    (await executor.run(job)).finish()
-    assert (await finished(studio, job)).state is JobState.DONE
-    assert len(await studio.jobs()) == 1
+    assert event.job is not None
+    (await executor.run(event.job)).finish()
+    assert (await finished(studio, event.job)).state is JobState.DONE
+    assert (await submit(studio, key="once")).id == event.job_id
 
 
 # ── Order and bounds ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -528,15 +539,38 @@ def _all_free(studio: Studio) -> bool:
     return set(studio.slots.values()) == {None}
 
 
+async def test_a_cancel_between_claim_and_start_prevents_the_start(
+    studio: Studio, executor: ScriptedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, other = Store.claim, await asyncio.to_thread(Store, studio._store.root)
+
+    def hit(self: Store, job_id: str, kind: str) -> Job | None:
+        claimed = claim(self, job_id, kind)
+        other.cancel(job_id, 1)
+        return claimed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "claim", hit)
+        job = await submit(studio)
+        await until(studio, job, JobState.CANCELLED)
+        await settled(partial(_all_free, studio))
+    other.close()
+    after = await submit(studio)
+    await executor.run(after)
+    assert executor.order == [after.id]
+
+
 async def test_a_pause_saves_and_a_resume_goes_on_from_there(studio: Studio, executor: ScriptedExecutor) -> None:
     job, other = await submit(studio, "a"), await submit(studio, "a")
     run = await executor.run(job)
-    run.send(progress(20))
+    points = tuple(LossPoint(iteration=i, seconds=i / 10, loss=1 / i, levels=()) for i in (1, 2))
+    run.send(progress(20), Losses(points))
     paused = await studio.pause(job.id)
     assert paused.state is JobState.PAUSED
     (await executor.run(other)).finish()
     await finished(studio, other)
     assert executor.cancels[0] == (job.id, 1, True)
+    assert tuple(await studio.losses(job.id)) == points, "what came last is kept"
     await studio.resume(job.id)
     run = await executor.run(job)
     assert (run.saved, run.run.attempt) == (b"saved at the end", 1)
@@ -636,17 +670,18 @@ async def test_a_job_that_fits_in_no_smaller_pieces_is_refused_and_the_next_one_
 
 
 async def test_runs_on_one_device_share_its_memory(tmp_path: Path) -> None:
-    """Free memory doesn't yet know what a run that has just begun will take."""
+    """Free memory doesn't know yet what a run that has just begun will take; its end is always waited for."""
     slots = [Slot("gpu:0.0", "gpu:0", "test"), Slot("gpu:0.1", "gpu:0", "test")]
     executor = ScriptedExecutor(*slots, estimate=lambda run, slot: small_estimate(memory_bytes=5 * GIB))
-    async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
+    hasty = QUICK.model_copy(update={"memory_patience_seconds": 0})
+    async with asyncio.timeout(60), open_studio(tmp_path, executor, hasty) as studio:
         first, second = await submit(studio), await submit(studio)
         run = await executor.run(first)
         with studio.subscribe(job_id=second.id) as events:
             while not (await studio.job(second.id)).waiting:
                 await events.next(within=PATIENCE)
         run.finish()
-        await executor.run(second)
+        assert (await executor.run(second)).run.settings == SMALL
 
 
 async def test_a_job_too_large_for_one_device_waits_for_the_other(tmp_path: Path) -> None:

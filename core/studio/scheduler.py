@@ -781,6 +781,8 @@ class Scheduler:
                         await self._take(active, update)
         finally:
             active.over = True
+            if output is None:
+                await self._record(active, now=True)
         if output is not None:
             await self._finish(active, output)
         elif not active.unwanted:

@@ -449,21 +449,20 @@ class Store:
             points: New points of the chart; one that was there before a resume is replaced.
         """
         with self._transaction():
-            if job := self._ours(job_id, attempt):
+            if job := self._held(job_id, attempt):
                 self._write(job.model_copy(update={"progress": progress, "preview": preview}))
                 self._draw(job, points)
 
     def record_checkpoint(self, job_id: str, attempt: int, iteration: int) -> None:
         """Notes that the run was saved at this iteration (its file is there already)."""
         with self._transaction():
-            job = self._find(job_id)
-            if job and job.attempt == attempt and job.process == self.process:
+            if job := self._held(job_id, attempt):
                 self._write(job.model_copy(update={"checkpoint_iteration": iteration}))
 
     def add_notice(self, job_id: str, attempt: int, text: str) -> None:
         """Tells the owner something, once: what is known already is not repeated by a later run."""
         with self._transaction():
-            job = self._ours(job_id, attempt)
+            job = self._held(job_id, attempt)
             if job and text not in [notice.text for notice in job.notices]:
                 notice = Notice(time=time.time(), text=text)
                 self._write(job.model_copy(update={"notices": (*job.notices, notice)}))
@@ -780,11 +779,15 @@ class Store:
             raise NoSuchJobError("there is no such job", "It may have been deleted")
         return job
 
+    def _held(self, job_id: str, attempt: int) -> Job | None:
+        """The job, if a run of this process still touches this very attempt, though it may have been told to stop."""
+        job = self._find(job_id)
+        return job if job and job.process == self.process and job.attempt == attempt else None
+
     def _ours(self, job_id: str, attempt: int) -> Job | None:
         """The job, if this process is running this very attempt of it."""
-        job = self._find(job_id)
-        ours = job and job.state is JobState.RUNNING and job.process == self.process and job.attempt == attempt
-        return job if ours else None
+        job = self._held(job_id, attempt)
+        return job if job and job.state is JobState.RUNNING else None
 
     def _timings(self, which: str, value: int) -> list[Timing]:
         rows = self._rows(f"SELECT kind, optimizer, network, pixels, work, seconds FROM timings {which}", value)

@@ -398,6 +398,7 @@ class LocalExecutor:
                     return
                 reporter.report(moment)
             if moment is not None and work.keep:
+                reporter.tell(moment.progress)
                 reporter.save(moment)
 
 
