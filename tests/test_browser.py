@@ -1,0 +1,335 @@
+"""The page in a real browser: headless Chromium, driven by Playwright.
+
+Needs Debian's `chromium` (or another, named in CHROMIUM), and for the accessibility audit axe-core: AXE_CORE names its
+`axe.min.js` (`npm install --no-save --prefix DIR axe-core` puts it into DIR/node_modules/axe-core).
+"""
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright, expect
+
+from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab, png
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+AXE = os.environ.get("AXE_CORE")
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+STAGES: dict[str, Any] = {
+    "name": "stages",
+    "title": "Stages",
+    "contents": ["coffee"],
+    "styles": ["swirls"],
+    "level": 0,
+    "noise": True,
+    "columns": [{"title": "Classical", "preset": "classical", "note": "bald"}, {"title": "Final"}],
+}
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; install it (apt-get install chromium)"),
+]
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    async with open_lab(tmp_path, config_of(SMALL_TABLE, STAGES), backend=Plain(step_seconds=0.02)) as opened:
+        yield opened
+
+
+class Visit:
+    """A visit of the lab that notes what goes wrong, and whatever would leave the host."""
+
+    def __init__(self, lab: Lab, context: BrowserContext, page: Page) -> None:
+        self.lab = lab
+        self.context = context
+        self.page = page
+        self.complaints: list[str] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        context.on("request", self._watch)
+
+    async def open(self, path: str) -> Page:
+        await self.page.goto(self.lab.origin + path)
+        return self.page
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _watch(self, request: Request) -> None:
+        if not request.url.startswith(self.lab.origin + "/"):
+            self.complaints.append(f"asked for {request.url}")
+
+
+@pytest.fixture
+async def visit(lab: Lab, browser: Browser) -> AsyncIterator[Visit]:
+    """A visit in which nothing may go wrong."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 900})
+    seen = Visit(lab, context, await context.new_page())
+    yield seen
+    await context.close()
+    assert seen.complaints == []
+
+
+async def _filled(page: Page) -> None:
+    """Waits until every cell shows its picture at the table's level."""
+    cells = page.locator("td[data-cell]")
+    for number in range(await cells.count()):
+        await expect(cells.nth(number).locator(".status")).to_contain_text(" × 512 in", timeout=30_000)
+
+
+async def _drop(page: Page, selector: str, *files: tuple[str, bytes]) -> None:
+    """Drops files, as from a desktop."""
+    given = [{"name": name, "data": base64.b64encode(data).decode()} for name, data in files]
+    script = """(files) => {
+        const carried = new DataTransfer();
+        for (const { name, data } of files) {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            carried.items.add(new File([bytes], name, { type: "image/png" }));
+        }
+        return carried;
+    }"""
+    carried = await page.evaluate_handle(script, given)
+    for event in ("dragenter", "dragover", "drop"):
+        await page.dispatch_event(selector, event, {"dataTransfer": carried})
+
+
+async def test_the_table_fills_by_itself_without_a_reload(visit: Visit) -> None:
+    page = await visit.open("/")
+    await page.evaluate("window.sameDocument = true")
+    await _filled(page)
+    assert await page.evaluate("window.sameDocument") is True
+    natural = "[...document.querySelectorAll('td .picture')].map((picture) => picture.naturalWidth)"
+    assert all(width > 0 for width in await page.evaluate(natural))
+
+
+async def test_progress_moves_without_a_reload(visit: Visit) -> None:
+    page = await visit.open("/")
+    await _filled(page)
+    visit.lab.backend.steps, visit.lab.backend.step_seconds = 60, 0.1
+    cell = page.locator("td[data-cell]").first
+    await cell.hover()
+    await cell.get_by_role("button", name="Paint it twice as large").click()
+    await expect(cell.locator(".status")).to_contain_text(re.compile(r"[1-9]\d? % · \d+ s left"))
+    await expect(cell.locator(".steps")).to_contain_text(re.compile(r"iteration \d+ of 60 · \d+ evaluations · loss"))
+    first = await cell.locator(".picture").get_attribute("src")
+    value = float(await cell.locator("progress").evaluate("(bar) => bar.value"))
+    await expect(cell.locator(".picture")).not_to_have_attribute("src", first or "")
+    assert float(await cell.locator("progress").evaluate("(bar) => bar.value")) > value
+    await page.reload()
+    await expect(cell.locator(".status")).to_contain_text("% ·")  # all of it is restored
+
+
+async def test_enlarge_cancel_and_try_again_in_the_table(visit: Visit) -> None:
+    page = await visit.open("/")
+    await _filled(page)
+    await page.get_by_role("button", name="Pause all").click()
+    cell = page.locator("td[data-cell]").first
+    await cell.hover()
+    await cell.get_by_role("button", name="Paint it twice as large").click()
+    await expect(cell).to_have_attribute("data-state", "queued")
+    await expect(cell.locator(".picture")).to_be_visible()  # the smaller one, meanwhile
+    await cell.get_by_role("button", name="Cancel").click()
+    await expect(cell).to_have_attribute("data-state", "cancelled")
+    await cell.get_by_role("button", name="Try again").click()
+    await expect(cell).to_have_attribute("data-state", "queued")
+    await page.locator("[data-queue-toggle]").click()
+    await expect(cell).to_have_attribute("data-state", "done", timeout=20_000)
+    await expect(cell.locator(".status")).to_contain_text("1364 × 1024")
+
+
+async def test_upload_by_drop_estimate_and_a_picture(visit: Visit) -> None:
+    page = await visit.open("/new")
+    start = page.get_by_role("button", name="Begin")
+    await expect(start).to_be_disabled()
+    await _drop(page, '[data-zone="content"] [data-drop]', ("My cat.png", png()))
+    await expect(page.locator('[data-zone="content"] [data-chosen] li')).to_have_text(re.compile("My cat"))
+    await page.get_by_role("button", name="Mosaic").click()
+    await expect(page.locator("[data-estimate]")).to_contain_text("682 × 512")
+    await page.get_by_text("256", exact=True).click()
+    await expect(page.locator("[data-estimate]")).to_contain_text("341 × 256")
+    await expect(start).to_be_enabled()
+    await start.click()
+    await page.wait_for_url("**/jobs/*")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("My cat × Mosaic")
+    await expect(page.locator("article")).to_have_attribute("data-state", "done", timeout=20_000)
+    await expect(page.get_by_role("link", name="JPEG")).to_be_visible()
+    await expect(page.locator("[data-chart] svg")).to_be_visible()
+
+
+async def test_several_pictures_become_a_table(visit: Visit) -> None:
+    page = await visit.open("/new")
+    await _drop(page, '[data-zone="content"] [data-drop]', ("a.png", png()), ("b.png", png((0, 1, 0))))
+    await page.get_by_role("button", name="Mosaic").click()
+    await page.get_by_role("button", name="Swirls").click()
+    await page.get_by_role("button", name="Begin 4 pictures").click()
+    await page.wait_for_url("**/tables/*")
+    await expect(page.locator('td[data-state="done"]')).to_have_count(4, timeout=30_000)
+
+
+async def test_a_picture_made_here_restores_its_settings(visit: Visit) -> None:
+    job = await visit.lab.submit(level=2, seed=99, preset="light", noise=0.25)
+    await visit.lab.done(job["id"])
+    data = await (await visit.lab.get(f"/media/jobs/{job['id']}/result.png?download")).read()
+    page = await visit.open("/new")
+    await _drop(page, '[data-zone="content"] [data-drop]', ("made.png", data))
+    await expect(page.get_by_role("alert")).to_contain_text("Settings restored")
+    await expect(page.get_by_role("radio", name="1024")).to_be_checked()
+    await page.get_by_text("More", exact=True).click()
+    await expect(page.get_by_label("Seed")).to_have_value("99")
+    await expect(page.locator('[data-for="noise"]')).to_have_text("25 %")
+
+
+async def test_a_file_that_is_no_picture_is_refused_kindly(visit: Visit) -> None:
+    page = await visit.open("/new")
+    await _drop(page, '[data-zone="style"] [data-drop]', ("notes.png", b"just text"))
+    await expect(page.get_by_role("alert")).to_contain_text("Notes: The picture is not an image")
+    assert visit.complaints and all("422" in complaint for complaint in visit.complaints)  # the browser's own note
+    visit.complaints.clear()
+
+
+async def test_before_and_after(visit: Visit) -> None:
+    job = await visit.lab.submit()
+    await visit.lab.done(job["id"])
+    page = await visit.open(job["page"])
+    split = page.get_by_role("slider")
+    await expect(split).to_have_value("50")
+    await split.focus()
+    await page.keyboard.press("ArrowRight")
+    await expect(split).to_have_attribute("aria-valuetext", "51 % before")
+    box = await page.locator(".slides").bounding_box()
+    assert box
+    await page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    await expect(split).to_have_value("25")
+    clip = "getComputedStyle(document.querySelector('.slides .before')).clipPath"
+    assert await page.evaluate(clip) == "inset(0px 75% 0px 0px)"
+
+
+async def test_side_by_side_both_pictures_follow(visit: Visit) -> None:
+    jobs = [await visit.lab.submit() for _ in range(2)]
+    for job in jobs:
+        await visit.lab.done(job["id"])
+    page = await visit.open(f"/compare?left={jobs[0]['id']}&right={jobs[1]['id']}")
+    await page.locator("[data-pane]").first.focus()
+    await page.keyboard.press("+")
+    await page.keyboard.press("ArrowLeft")
+    await expect(page.locator("[data-zoom-text]")).to_have_text("125 %")
+    transforms = await page.locator("[data-pane] img").evaluate_all("(all) => all.map((each) => each.style.transform)")
+    assert transforms[0] == transforms[1] != ""
+
+
+async def test_everything_can_be_reached_by_keyboard(visit: Visit) -> None:
+    page = await visit.open("/")
+    await _filled(page)
+    await page.keyboard.press("Tab")
+    await expect(page.get_by_role("link", name="Skip to the pictures")).to_be_focused()
+    name = "document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
+    reached = set()
+    for _ in range(40):
+        await page.keyboard.press("Tab")
+        reached.add(await page.evaluate(name))
+    assert {"New picture", "Pause all", "Small", "Stages", "Chelsea × Swirls"} <= reached
+    assert {"Paint it twice as large: Coffee × Mosaic", "Download: Coffee × Mosaic", "fetch it now"} <= reached
+
+
+async def test_only_endings_are_announced(visit: Visit) -> None:
+    page = await visit.open("/")
+    await _filled(page)
+    await page.evaluate("""() => {
+        window.heard = [];
+        const announcer = document.querySelector("[data-announcer]");
+        new MutationObserver(() => window.heard.push(announcer.textContent)).observe(announcer, { childList: true });
+    }""")
+    visit.lab.backend.steps = 20
+    for job in (await visit.lab.json("/api/jobs?table=small&limit=3"))["jobs"]:
+        await visit.lab.send("POST", f"/api/jobs/{job['id']}/enlarge", None, 201)
+    await expect(page.locator("[data-announcer]")).not_to_be_empty(timeout=20_000)
+    heard = await page.evaluate("window.heard")
+    assert all("done" in text and "%" not in text for text in heard) and len(heard) <= 3
+
+
+async def test_without_javascript_the_table_still_shows(lab: Lab, browser: Browser) -> None:
+    await lab.until(lambda: lab.json("/api/jobs?state=done&table=small"), lambda found: len(found["jobs"]) == 8)
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await page.goto(lab.origin)
+    await expect(page.locator("td .picture")).to_have_count(4)
+    await expect(page.locator("td .picture").first).to_be_visible()
+    assert await page.locator('meta[http-equiv="refresh"]').count() == 1
+    await context.close()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 3840])
+async def test_no_page_is_wider_than_the_window(visit: Visit, width: int) -> None:
+    job = await visit.lab.submit()
+    await visit.lab.done(job["id"])
+    await visit.page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/", "/tables/stages", "/new", "/pictures", job["page"], f"/compare?left={job['id']}"):
+        page = await visit.open(path)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+async def test_at_360_pixels_a_row_becomes_a_section(visit: Visit) -> None:
+    await visit.page.set_viewport_size({"width": 360, "height": 740})
+    page = await visit.open("/")
+    await expect(page.locator('td[data-state="done"]')).to_have_count(4, timeout=20_000)
+    cells = [await cell.bounding_box() for cell in await page.locator("td[data-cell]").all()]
+    assert all(box and box["width"] >= 140 for box in cells)
+    await expect(page.locator("td .caption").first).to_be_visible()
+    for control in await page.locator(
+        "button:visible:not(.link), .button:visible"
+    ).all():  # links in a text may be less
+        box = await control.bounding_box()
+        assert box and box["height"] >= 24, await control.text_content()
+
+
+async def test_reduced_motion_is_respected(visit: Visit) -> None:
+    await visit.page.emulate_media(reduced_motion="reduce")
+    page = await visit.open("/")
+    duration = "getComputedStyle(document.querySelector('.button')).transitionDuration"
+    assert await page.evaluate(duration) in ("0s", "0.00001s")
+
+
+@pytest.mark.skipif(AXE is None, reason="AXE_CORE does not name an axe.min.js (npm install --no-save axe-core)")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+async def test_axe_finds_no_serious_violation(lab: Lab, browser: Browser, scheme: Any, width: int) -> None:
+    assert AXE
+    job = await lab.submit()
+    await lab.done(job["id"])
+    await lab.until(lambda: lab.json("/api/jobs?state=done&table=small"), lambda found: len(found["jobs"]) >= 4)
+    viewport: Any = {"width": width, "height": 900}
+    context = await browser.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True)
+    page = await context.new_page()
+    found = []
+    for path in ("/", "/tables/stages", "/new", "/pictures", job["page"], f"/compare?left={job['id']}", "/nothing"):
+        await page.goto(lab.origin + path)
+        await page.add_script_tag(path=AXE)
+        violations = (await page.evaluate("axe.run()"))["violations"]
+        for each in violations:
+            if each["impact"] in ("serious", "critical"):
+                found.append((path, each["id"], [node["html"][:120] for node in each["nodes"]][:3]))
+    await context.close()
+    assert found == []
