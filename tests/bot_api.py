@@ -423,7 +423,7 @@ class BotApi:
         return message
 
     def _edit(self, message: dict[str, Any], params: dict[str, Any], **content: Any) -> dict[str, Any]:
-        new = {key: value for key, value in message.items() if key != "reply_markup"} | content
+        new = {key: value for key, value in message.items() if key not in ("reply_markup", "edit_date")} | content
         if markup := _markup(params):
             new["reply_markup"] = markup
         if {key: value for key, value in message.items() if key != "edit_date"} == new:

@@ -51,11 +51,15 @@ class Sketch(Rehearsal):
         for moment in super().compute(run, device, checkpoint, remark):
             done = moment.progress.iteration
             yield Moment(moment.progress, moment.checkpoint, lambda done=done: flat((done % 256, 0, 0), format="JPEG"))  # type: ignore[misc]
-        picture = Image.new("RGB", (64, 32), content)
-        picture.paste(style, (32, 0, 64, 32))
-        stream = io.BytesIO()
+        picture, stream = self.paint(content, style), io.BytesIO()
         picture.save(stream, "PNG")
         return Output(stream.getvalue(), "png", 64, 32)
+
+    def paint(self, content: Colour, style: Colour) -> Image.Image:
+        """The result."""
+        picture = Image.new("RGB", (64, 32), content)
+        picture.paste(style, (32, 0, 64, 32))
+        return picture
 
 
 def _colour(path: Path) -> Colour:

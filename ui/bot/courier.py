@@ -81,10 +81,12 @@ class Courier:
             try:
                 return await request()
             except RetryAfter as error:
-                pause = seconds_of(error.retry_after)
+                pause = seconds_of(error)
             except (BadRequest, Forbidden, ChatMigrated, InvalidToken):
                 raise
             except NetworkError as error:
+                if "too large" in str(error).lower():  # 413, which the library takes for a fault of the network
+                    raise BadRequest(str(error)) from error
                 log.warning("Telegram can't be reached, trying again in %.0f s: %s", pause, error)
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")

@@ -204,6 +204,9 @@ class Errand:
         """From where the task stands to its end, with the status message beside it."""
         if self.task.held:
             await self._note(held=False)
+        if self.task.job:  # so that the first glance after a restart shows no less than the last one before
+            with contextlib.suppress(NoSuchJobError):
+                self.job = await self._desk.studio.job(self.task.job)
         status = asyncio.create_task(self._keep_status())
         try:
             if not self.task.outcome:

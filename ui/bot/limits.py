@@ -7,6 +7,7 @@ answers 429, the chat that it answered for waits as long as it was told to; all 
 import asyncio
 import datetime
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from telegram.error import RetryAfter
 from telegram.ext import BaseRateLimiter
+from telegram.warnings import PTBDeprecationWarning
 
 MIB = 2**20
 CAPTION = 1024
@@ -51,13 +53,16 @@ class Pace(BaseModel):
     group_messages: int = 20
     """To one group in `group_seconds`."""
     group_seconds: float = 60.0
-    all_seconds: float = 1 / 28
+    all_seconds: float = 1 / 25
     """Between any two messages: thirty a second, less what a network may squeeze together."""
 
 
-def seconds_of(retry_after: int | float | datetime.timedelta) -> float:
+def seconds_of(error: RetryAfter) -> float:
     """What Telegram asks to wait; the library gives it as a number or as a timedelta, by its version and settings."""
-    return retry_after.total_seconds() if isinstance(retry_after, datetime.timedelta) else float(retry_after)
+    with warnings.catch_warnings():  # that it will be a timedelta one day
+        warnings.simplefilter("ignore", PTBDeprecationWarning)
+        wait: object = error.retry_after
+    return wait.total_seconds() if isinstance(wait, datetime.timedelta) else float(str(wait))
 
 
 class _Lane:
@@ -107,7 +112,8 @@ class Pacer(BaseRateLimiter[str]):
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._lanes: dict[int, _Lane] = {}
-        self._next = 0.0
+        self._turnstile = asyncio.Lock()
+        self._passed = 0.0
         self.flying: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
         """Tasks whose latest request is on its way, or has been answered."""
 
@@ -143,7 +149,7 @@ class Pacer(BaseRateLimiter[str]):
                 try:
                     return await self._fly(callback(*args, **kwargs))
                 except RetryAfter as error:
-                    lane.block(seconds_of(error.retry_after))
+                    lane.block(seconds_of(error))
                     if rate_limit_args == self.PROGRESS:
                         raise
                 finally:
@@ -160,11 +166,10 @@ class Pacer(BaseRateLimiter[str]):
             raise
 
     async def _turn(self) -> None:
-        """Waits for the next moment at which any message may go."""
-        now = time.monotonic()
-        at = max(now, self._next)
-        self._next = at + self._pace.all_seconds
-        await asyncio.sleep(at - now)
+        """Waits for the next moment at which any message may go; a busy loop that comes late delays all that follow."""
+        async with self._turnstile:
+            await asyncio.sleep(self._passed + self._pace.all_seconds - time.monotonic())
+            self._passed = time.monotonic()
 
     def _lane(self, chat: int) -> _Lane:
         if chat not in self._lanes:

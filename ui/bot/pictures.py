@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 _PHOTO_SIDE = 2560
 """Longest side of a photo in Telegram; what is larger would be made smaller there."""
+_SMALLEST_SIDE = 64
 _QUALITIES = (95, 90, 85, 78, 70)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".heic", ".heif"}
 _HEIC = {".heic", ".heif"}
@@ -195,7 +196,7 @@ def _fitting(
         small, mask = images.resize(pixels, size), None if alpha is None else images.resize(alpha, size)
         for quality in _QUALITIES:
             data = _jpeg(small, mask, quality, recipe)
-            if len(data) <= limit:
+            if len(data) <= limit or max(size) < _SMALLEST_SIDE:
                 return data
         scale *= 0.7
 
