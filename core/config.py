@@ -109,7 +109,7 @@ class OptimizerSettings(_Frozen):
     """How much of the starting picture's fine detail a finer stage adds to what the stage before it found."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """A stage ends early when ten iterations lowered its loss by less than this share; 0 never."""
-    history: Annotated[int, Field(ge=1, le=100)] = 20
+    history: Annotated[int, Field(ge=1, le=100)] = 10
     """Pairs of steps and gradient changes that L-BFGS remembers."""
     step: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Root mean square by which the first L-BFGS step moves the picture; Adam's learning rate."""

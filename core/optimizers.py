@@ -1,13 +1,14 @@
 """L-BFGS and Adam over one tensor, as generators with one signature.
 
-Both are given a function that evaluates loss and gradient at a point, and yield an `Iterate` for the start and then for
-every accepted step. They never evaluate a point twice. The next evaluation happens only when the next iterate is asked
-for, so closing the generator stops at once. `Iterate.state` holds everything that a later run needs to go on exactly.
+Both are given a function that evaluates loss and gradient at a point, and yield an `Iterate` after every evaluation: of
+the start, of an accepted step, or, with the numbers of the last accepted one, of a trial that was rejected. They never
+evaluate a point twice, and closing the generator stops within one evaluation. `Iterate.state` holds everything that a
+later run needs to go on exactly.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,7 +26,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Iterate:
-    """An accepted point. `state` is a call, because gathering the state costs memory and most steps never need it."""
+    """The last accepted point. `state` is a call, because gathering it costs memory and most steps never need it."""
 
     point: Tensor
     loss: float
@@ -52,8 +53,7 @@ class Optimizer(Protocol):
 
 
 _REFERENCE_LOSSES = 5
-_SHRINK = 0.25
-_TRIALS = 4
+_LENGTHS = (1.0, 1 / 4, 1 / 16, 1 / 64)
 
 
 def lbfgs(
@@ -75,8 +75,12 @@ def lbfgs(
     memory = _Memory(start.numel(), history, start, torch.bfloat16 if half_history else start.dtype)
     run = _Lbfgs(evaluate, start, step_length, memory, state)
     yield run.iterate()
-    while run.advance():
-        yield run.iterate()
+    while True:
+        before = run.iteration
+        for _ in run.trials():
+            yield run.iterate()
+        if run.iteration == before:
+            return
 
 
 class _Lbfgs:
@@ -112,28 +116,36 @@ class _Lbfgs:
         own = {"point": self.point, "gradient": self.gradient, "numbers": numbers, "recent": recent}
         return own | self._memory.state()
 
-    def advance(self) -> bool:
-        """Makes one accepted step; False when there is none to be found."""
-        if self._memory and self._search(self._memory.direction(self.gradient), 1.0):
-            return True
+    def trials(self) -> Iterator[None]:
+        """Evaluates one point after the other until one is accepted; ends without where there is none to be found."""
+        if self._memory:
+            direction = self._memory.direction(self.gradient)
+            for length in _LENGTHS:
+                accepted = self._try(length * direction)
+                yield
+                if accepted:
+                    return
+            del direction
         self._memory.clear()
         steepest = -self.gradient
-        return self._search(steepest, self._step_length(self.point, steepest))
+        first = self._step_length(self.point, steepest)
+        for length in _LENGTHS:
+            accepted = self._try(first * length * steepest)
+            yield
+            if accepted:
+                return
 
-    def _search(self, direction: Tensor, length: float) -> bool:
-        for _ in range(_TRIALS):
-            step = length * direction
-            point = self.point + step
-            loss, gradient = self._evaluate(point)
-            self.evaluations += 1
-            if math.isfinite(loss) and loss <= max(self._recent) and bool(gradient.isfinite().all()):
-                self._memory.remember(step, gradient - self.gradient)
-                self.point, self.loss, self.gradient = point, loss, gradient
-                self.iteration += 1
-                self._recent.append(loss)
-                return True
-            length *= _SHRINK
-        return False
+    def _try(self, step: Tensor) -> bool:
+        point = self.point + step
+        loss, gradient = self._evaluate(point)
+        self.evaluations += 1
+        if not (math.isfinite(loss) and loss <= max(self._recent) and bool(gradient.isfinite().all())):
+            return False
+        self._memory.remember(step, gradient - self.gradient)
+        self.point, self.loss, self.gradient = point, loss, gradient
+        self.iteration += 1
+        self._recent.append(loss)
+        return True
 
 
 class _Memory:
@@ -146,6 +158,7 @@ class _Memory:
     def __init__(self, size: int, capacity: int, like: Tensor, dtype: torch.dtype) -> None:
         self._steps = torch.empty(capacity, size, dtype=dtype, device=like.device)
         self._changes = torch.empty_like(self._steps)
+        self._wide = torch.empty(0, dtype=like.dtype, device=like.device)
         self._order: list[int] = []
         self._capacity = capacity
         # Inner products of all steps and changes: rows and columns 0…capacity − 1 are steps, then changes.
@@ -219,11 +232,17 @@ class _Memory:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self._order = [int(slot) for slot in state["order"]]
-        used = len(self._order)
-        self._steps[:used] = state["steps"].to(self._steps)
-        self._changes[:used] = state["changes"].to(self._changes)
-        self._products = state["products"].clone()
+        """Takes over a memory, as it is or, where the capacity is another now, the newest pairs of it."""
+        order = [int(slot) for slot in state["order"]]
+        if state["products"].shape == self._products.shape and state["steps"].dtype == self._steps.dtype:
+            self._order = order
+            self._steps[: len(order)] = state["steps"].to(self._steps)
+            self._changes[: len(order)] = state["changes"].to(self._changes)
+            self._products = state["products"].clone()
+            return
+        wide = self._wide
+        for slot in order[-self._capacity :]:
+            self.remember(state["steps"][slot].to(wide), state["changes"][slot].to(wide))
 
 
 _COLUMNS = 1 << 18

@@ -35,7 +35,7 @@ _PATIENCE = 10
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Where the optimisation stands after one accepted step (or, with iteration 0 of a stage, at the stage's start).
+    """Where the optimisation stands after an evaluation: at a stage's start, a step taken, or still at the last one.
 
     Attributes:
         stage: From 0, of `stages`.
@@ -191,8 +191,11 @@ class Transfer:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Identifies pictures, settings and weights, so that a checkpoint is not resumed with others."""
-        digest = hashlib.sha256(self.settings.model_dump_json().encode())
+        """Identifies pictures, settings and weights, so that a checkpoint is not resumed with others.
+
+        The memory limit is left out: a run that ran out of memory goes on in smaller pieces.
+        """
+        digest = hashlib.sha256(self.settings.model_dump_json(exclude={"max_memory"}).encode())
         digest.update(f"{self.network.name} {self.network.sha256}".encode())
         for picture in (self.content, *self.styles, *([] if self._given_start is None else [self._given_start])):
             digest.update(str(tuple(picture.shape)).encode())
@@ -271,23 +274,26 @@ class _Stage:
         self._resumed = resumed
         self._rule = parametrise(transfer.settings.optimizer, start)
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
+        self._evaluated: tuple[LevelLoss, ...] = ()
         self.spent = before
         self.picture = start
 
     def steps(self) -> Iterator[Step]:
         """Yields the stage's start and every accepted step."""
         began = time.monotonic() - (self._resumed.seconds if self._resumed else 0.0)
-        losses: list[float] = []
+        losses: dict[int, float] = {}
         for iterate in self._run():
             if not math.isfinite(iterate.loss):
                 raise DivergenceError(
                     "the loss is not a finite number", "Try --set precision=float32 or smaller weights"
                 )
-            losses.append(iterate.loss)
+            if iterate.iteration not in losses and self._evaluated:
+                self._levels = self._evaluated
+            losses[iterate.iteration] = iterate.loss
             seconds = time.monotonic() - began
             self.spent = self._before.plus(iterate.iteration, iterate.evaluations, seconds)
             yield self._step(iterate, seconds)
-            if iterate.iteration >= self._planned(self._number) or self._settled(losses):
+            if iterate.iteration >= self._planned(self._number) or self._settled(list(losses.values())):
                 break
         self.picture = self._rule.picture(iterate.point)
 
@@ -302,7 +308,7 @@ class _Stage:
 
     def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
         loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)
-        self._levels = loss.levels
+        self._evaluated = loss.levels
         return loss.total, self._rule.pull_back(variable, loss.gradient)
 
     def _step_length(self, point: Tensor, direction: Tensor) -> float:

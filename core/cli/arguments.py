@@ -50,11 +50,11 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog=program(),
         description="Paints a photograph in the style of a painting, at any size.",
-        epilog=f"A first picture:  {program()} stylize photo.jpg painting.jpg -o picture.png",
+        epilog=f"A first picture, without any file:  {program()} stylize sample:chelsea sample:swirls -o cat.png",
     )
     parser.add_argument("--version", action="version", version=f"pyramid-style {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_stylize, _add_noise, _add_networks, _add_fetch, _add_presets, _add_recipe):
+    for add in (_add_stylize, _add_noise, _add_networks, _add_fetch, _add_presets, _add_samples, _add_recipe):
         add(commands)
     return parser
 
@@ -69,7 +69,9 @@ def _add_stylize(commands: _Commands) -> None:
         description="Paints CONTENT in the style of STYLE. Ctrl-C writes the picture so far, and a checkpoint.",
     )
     command.set_defaults(run=_stylize)
-    command.add_argument("content", metavar="CONTENT", type=Path, help="the photograph")
+    command.add_argument(
+        "content", metavar="CONTENT", type=Path, help="the photograph: a file, or a sample such as sample:chelsea"
+    )
     command.add_argument("styles", metavar="STYLE", type=Path, nargs="+", help="the painting; several weigh the same")
     output = "the picture to write: .png, .jpg, .webp or .tiff"
     command.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help=output)
@@ -201,6 +203,18 @@ def _presets(arguments: argparse.Namespace) -> int:
     if arguments.name is None:
         return presets.list_them(as_json=arguments.json)
     return presets.show(arguments.name, as_json=arguments.json)
+
+
+def _add_samples(commands: _Commands) -> None:
+    command = commands.add_parser("samples", help="list the photographs and styles that need no file")
+    command.set_defaults(run=_samples)
+    _add_json(command)
+
+
+def _samples(arguments: argparse.Namespace) -> int:
+    from core.cli import samples  # noqa: PLC0415
+
+    return samples.list_them(as_json=arguments.json)
 
 
 def _add_recipe(commands: _Commands) -> None:

@@ -5,7 +5,7 @@ from argparse import Namespace
 import torch
 
 from core import __version__, images, noise
-from core.cli import files
+from core.cli import files, pictures
 from core.config import Settings
 from core.errors import ImageError
 from core.images import MAX_ASPECT, MIN_SIDE, Picture, Size
@@ -24,8 +24,8 @@ def run(arguments: Namespace, settings: Settings) -> int:
     format = images.writable_format(arguments.output)
     files.check_writable(arguments.output, inputs)
     limit = images.DEFAULT_MAX_PIXELS if arguments.max_megapixels is None else arguments.max_megapixels
-    style = images.read(arguments.style, max_pixels=limit)
-    content = None if arguments.content is None else images.read(arguments.content, max_pixels=limit)
+    style = pictures.read(arguments.style, limit)
+    content = None if arguments.content is None else pictures.read(arguments.content, limit)
     size = _size(arguments.size, content, settings, limit)
     picture = _picture(settings, size, style, content)
     height, width = size

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from core import devices, images, planning, weights
-from core.cli import files
+from core.cli import files, pictures
 from core.cli.arguments import program
 from core.cli.display import Display
 from core.cli.interruption import INTERRUPTED, Interruption
@@ -69,10 +69,8 @@ def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: 
 
 
 def _transfer(arguments: Namespace, settings: Settings, display: Display) -> Transfer:
-    limit = images.DEFAULT_MAX_PIXELS if arguments.max_megapixels is None else arguments.max_megapixels
-
     def read(path: Path) -> Picture:
-        picture = images.read(path, max_pixels=limit)
+        picture = pictures.read(path, arguments.max_megapixels)
         for notice in picture.notices:
             display.note(f"{path.name}: {notice}")
         return picture
