@@ -79,6 +79,16 @@ class Comparison:
         """Loss of the compact network's picture, in units of VGG's."""
         return self.total(self.compact) / self.total(self.vgg)
 
+    @property
+    def style_ratio(self) -> float:
+        """The same of the style terms alone."""
+        return sum(j.style for j in self.compact) / sum(j.style for j in self.vgg)
+
+    @property
+    def content_ratio(self) -> float:
+        """The same of the content terms alone."""
+        return sum(j.content for j in self.compact) / sum(j.content for j in self.vgg)
+
 
 class Bench:
     """The networks' files, the pictures, and a folder for results.
@@ -221,6 +231,8 @@ class Report:
             "loss_ratio": round(self.ratio, 3),
             "worst_ratio": round(max(comparison.ratio for comparison in self.comparisons), 3),
             "loss_ratio_by_levels": {str(n): round(geometric_mean(self._ratios(n)), 3) for n in LEVELS},
+            "style_ratio": round(geometric_mean(c.style_ratio for c in self.comparisons), 3),
+            "content_ratio": round(geometric_mean(c.content_ratio for c in self.comparisons), 3),
             "time_ratio": {f"{t.width}x{t.height}": round(t.ratio, 2) for t in self.timings},
             "evaluations_per_stage": self.bench.evaluations,
             "network": dict(self.network),
@@ -241,7 +253,11 @@ class Report:
             content = " ".join(f"{b.content / a.content:.2f}" for a, b in zip(c.vgg, c.compact, strict=True))
             table.add_row(f"{c.content} + {c.style}", str(c.levels), *numbers, f"{c.ratio:.2f}", style, content)
         console.print(table)
-        console.print(f"VGG's loss, compact / VGG: geometric mean {self.ratio:.2f}")
+        found = self.json()
+        console.print(
+            f"VGG's loss, compact / VGG, geometric means: {found['loss_ratio']:.2f}"
+            f" (style alone {found['style_ratio']:.2f}, content alone {found['content_ratio']:.2f})"
+        )
         for t in self.timings:
             times = ", ".join(f"{network} {1000 * seconds:.0f} ms" for network, seconds in t.medians.items())
             console.print(f"one evaluation at {t.width}×{t.height}, levels 0…{t.levels}: {times} ({t.ratio:.2f}×)")
