@@ -101,9 +101,9 @@ class OptimizerSettings(_Frozen):
     schedule: Literal["coarse-first", "joint"] = "coarse-first"
     """`coarse-first`: level 0 alone, then each finer level joins, all of them at the end; `joint`: all levels from the
     first iteration. The objective at the end is the same."""
-    iterations: Annotated[int, Field(ge=1, le=100_000)] = 60
+    iterations: Annotated[int, Field(ge=1, le=100_000)] = 40
     """Iterations of the last stage, in which all levels are optimised together."""
-    coarse_iterations: Annotated[int, Field(ge=1, le=100_000)] = 60
+    coarse_iterations: Annotated[int, Field(ge=1, le=100_000)] = 50
     """Iterations of each earlier stage (schedule `coarse-first`)."""
     kept_detail: Share = 0.5
     """How much of the starting picture's fine detail a finer stage adds to what the stage before it found."""
@@ -115,7 +115,7 @@ class OptimizerSettings(_Frozen):
     """Root mean square by which the first L-BFGS step moves the picture; Adam's learning rate."""
     parametrisation: Literal["sigmoid", "clamp", "none"] = "sigmoid"
     """What keeps the picture in [0, 1]: the sigmoid of a free variable, clamping after each step, or nothing."""
-    preconditioning: Annotated[float, Field(ge=0, le=2)] = 0.25
+    preconditioning: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Exponent p of the frequency weighting (f + 2/size)^(−p) of the variable (sigmoid only); 0 leaves it out."""
 
 
