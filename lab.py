@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -42,12 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _telegram() -> Companion:
+def _telegram(data: Path | None) -> Companion:
     """The bot, to be opened with the lab's studio."""
-    if importlib.util.find_spec("ui.bot") is None:
-        raise UserError("the Telegram bot is not part of this installation", "Leave out --telegram")
-    companion: Companion = importlib.import_module("ui.bot.app").companion()
-    return companion
+    from ui.bot.app import companion  # noqa: PLC0415
+
+    return companion(data)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             port=given.port,
             token=given.token if given.token is not None else os.environ.get(TOKEN_VARIABLE),
         )
-        companions = (_telegram(),) if given.telegram else ()
+        companions = (_telegram(given.data),) if given.telegram else ()
         return asyncio.run(serve(options, companions=companions))
     except UserError as error:
         print(f"lab.py: {error}", file=sys.stderr)

@@ -71,7 +71,9 @@ class Visit:
         context.on("request", self._watch)
 
     async def open(self, path: str) -> Page:
+        """Opens a page and waits until its scripts are at work."""
         await self.page.goto(self.lab.origin + path)
+        await expect(self.page.locator("body")).to_have_attribute("data-ready", "yes")
         return self.page
 
     def _hear(self, message: ConsoleMessage) -> None:
@@ -97,7 +99,7 @@ async def _filled(page: Page) -> None:
     """Waits until every cell shows its picture at the table's level."""
     cells = page.locator("td[data-cell]")
     for number in range(await cells.count()):
-        await expect(cells.nth(number).locator(".status")).to_contain_text(" × 512 in", timeout=30_000)
+        await expect(cells.nth(number).locator(".status")).to_contain_text("× 512 in", timeout=30_000)
 
 
 async def _drop(page: Page, selector: str, *files: tuple[str, bytes]) -> None:
@@ -132,7 +134,7 @@ async def test_progress_moves_without_a_reload(visit: Visit) -> None:
     cell = page.locator("td[data-cell]").first
     await cell.hover()
     await cell.get_by_role("button", name="Paint it twice as large").click()
-    await expect(cell.locator(".status")).to_contain_text(re.compile(r"[1-9]\d? % · \d+ s left"))
+    await expect(cell.locator(".status")).to_contain_text(re.compile(r"[1-9]\d? % · \d+\ss left"))
     await expect(cell.locator(".steps")).to_contain_text(re.compile(r"iteration \d+ of 60 · \d+ evaluations · loss"))
     first = await cell.locator(".picture").get_attribute("src")
     value = float(await cell.locator("progress").evaluate("(bar) => bar.value"))
@@ -168,7 +170,7 @@ async def test_upload_by_drop_estimate_and_a_picture(visit: Visit) -> None:
     await expect(page.locator('[data-zone="content"] [data-chosen] li')).to_have_text(re.compile("My cat"))
     await page.get_by_role("button", name="Mosaic").click()
     await expect(page.locator("[data-estimate]")).to_contain_text("682 × 512")
-    await page.get_by_text("256", exact=True).click()
+    await page.get_by_role("radio", name="256").check()
     await expect(page.locator("[data-estimate]")).to_contain_text("341 × 256")
     await expect(start).to_be_enabled()
     await start.click()
@@ -200,6 +202,23 @@ async def test_a_picture_made_here_restores_its_settings(visit: Visit) -> None:
     await page.get_by_text("More", exact=True).click()
     await expect(page.get_by_label("Seed")).to_have_value("99")
     await expect(page.locator('[data-for="noise"]')).to_have_text("25 %")
+
+
+async def test_pasted_pictures_fill_what_is_empty(visit: Visit) -> None:
+    page = await visit.open("/new")
+    for name in ("first", "second"):
+        await page.evaluate(
+            """([name, data]) => {
+                const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+                const carried = new DataTransfer();
+                carried.items.add(new File([bytes], `${name}.png`, { type: "image/png" }));
+                document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: carried }));
+            }""",
+            [name, base64.b64encode(png()).decode()],
+        )
+        await expect(page.locator("[data-chosen]").filter(has_text=name)).to_have_count(1)
+    await expect(page.locator('[data-zone="content"] [data-chosen]')).to_have_text(re.compile("first"))
+    await expect(page.locator('[data-zone="style"] [data-chosen]')).to_have_text(re.compile("second"))
 
 
 async def test_a_file_that_is_no_picture_is_refused_kindly(visit: Visit) -> None:

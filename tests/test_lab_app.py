@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import io
 import os
 import re
@@ -94,12 +93,13 @@ def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "--port" in error and error.count("\n") == 1
 
 
-def test_a_telegram_bot_that_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_telegram_bot_wants_a_token_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert command.main(["--telegram"]) == 2
-    assert "Telegram" in capsys.readouterr().err
+    monkeypatch.delenv("TELEGRAM_BOT_TOKEN", raising=False)
+    assert command.main(["--telegram", "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "bot token" in error and error.count("\n") == 1
 
 
 def test_nothing_heavy_is_loaded_to_complain_about_arguments() -> None:

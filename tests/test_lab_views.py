@@ -222,7 +222,7 @@ async def test_a_copy_that_failed_is_tried_again() -> None:
 
 
 def test_numbers_in_words() -> None:
-    assert [duration(seconds) for seconds in (0.2, 8, 99, 100, 3599, 5399, 5400, 9000)] == [
+    assert [duration(seconds).replace("\xa0", " ") for seconds in (0.2, 8, 99, 100, 3599, 5399, 5400, 9000)] == [
         "1 s", "8 s", "99 s", "2 min", "60 min", "1 h 30 min", "1 h 30 min", "2 h 30 min",
     ]  # fmt: skip
     assert [ordinal(number) for number in (1, 2, 3, 4, 11, 12, 13, 21, 22, 101, 111)] == [

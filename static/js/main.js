@@ -21,6 +21,7 @@ function showQueue(queue) {
 function showNetwork(network) {
   const part = document.querySelector("[data-network]");
   part.dataset.network = network.name;
+  document.querySelector("[data-network-name]").textContent = `${network.name} network`;
   part.querySelector("[data-network-title]").textContent = network.title;
   part.querySelector("[data-network-how]").hidden = !network.how;
   part.querySelector("[data-network-fetch]").disabled = network.fetching;
@@ -81,4 +82,5 @@ const pages = {
 };
 
 listenToFrame();
-if (page in pages) pages[page]();
+await pages[page]?.();
+document.body.dataset.ready = "yes"; // everything that can be clicked now works

@@ -245,11 +245,11 @@ def ordinal(number: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: "8 s", "3 min", "1 h 20 min"."""
+    """Seconds in the two units that matter: "8 s", "3 min", "1 h 20 min"; no line breaks inside."""
     if seconds < 100:
-        return f"{max(1, round(seconds))} s"
+        return f"{max(1, round(seconds))}\xa0s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes}\xa0min" if minutes < 90 else f"{minutes // 60}\xa0h {minutes % 60:02d}\xa0min"
 
 
 def memory(size: float) -> str:
