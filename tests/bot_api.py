@@ -172,6 +172,9 @@ class BotApi:
     def add_topic(self, chat: int, topic: int) -> None:
         self._chats[chat].topics.add(topic)
 
+    def delete_topic(self, chat: int, topic: int) -> None:
+        self._chats[chat].topics.remove(topic)
+
     def add_file(self, data: bytes, size: int | None = None) -> str:
         file_id = f"AgACAgIAAxkBAAI{len(self.files):06d}"
         self.files[file_id] = data

@@ -451,6 +451,17 @@ async def test_in_a_topic_it_answers_there_and_in_reply(api: BotApi, tmp_path: P
     assert all("reply_to_message" in message for message in person.heard)
 
 
+async def test_a_topic_that_is_deleted_meanwhile_loses_no_result(api: BotApi, tmp_path: Path) -> None:
+    person, gate = Person(api, 7, group=-100, topic=5), Gate()
+    async with running(api, tmp_path, Sketch(5, hook=gate)):
+        person.sends_album(flat(RED), flat(BLUE), captions=(ME,))
+        await person.hears("Painting")
+        api.delete_topic(-100, 5)
+        gate.open()
+        await person.receives()
+    assert results(person) == [(RED, BLUE)]
+
+
 async def test_two_people_in_a_group_dont_mix(api: BotApi, tmp_path: Path) -> None:
     one, two = Person(api, 7, group=-100), Person(api, 8, group=-100)
     async with running(api, tmp_path) as stage:

@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _SHEETS = "bot.sheets"
 _LONGEST_PAUSE = 30.0
+_NO_TOPIC = ("thread not found", "topic_closed", "topic_deleted")
 _GONE = ("chat not found", "user is deactivated", "peer_id_invalid", "not enough rights to send text")
 
 
@@ -157,24 +158,33 @@ class Courier:
         """Whether a message could go to a chat at once."""
         return self._pacer.is_free(chat)
 
+    async def _post(self, place: Place, request: Callable[[int, dict[str, Any]], Awaitable[Message]]) -> Message:
+        """Sends to a place; where its topic was closed or deleted, to the group itself."""
+        try:
+            return await self.to_chat(place.chat, lambda chat: request(chat, _at(place)))
+        except BadRequest as error:
+            if place.thread is None or not any(sign in str(error).lower() for sign in _NO_TOPIC):
+                raise
+            general = _at(place.model_copy(update={"thread": None}))
+            return await self.to_chat(place.chat, lambda chat: request(chat, general))
+
     async def text(self, place: Place, text: str, keyboard: Keyboard = ()) -> Message:
         """Sends a text."""
-        return await self.to_chat(
-            place.chat,
-            lambda chat: self.bot.send_message(chat, text, reply_markup=markup(keyboard), **_at(place)),
+        return await self._post(
+            place, lambda chat, at: self.bot.send_message(chat, text, reply_markup=markup(keyboard), **at)
         )
 
     async def photo(self, place: Place, photo: bytes | str, caption: str, keyboard: Keyboard = ()) -> Message:
         """Sends a photo: a JPEG file, or Telegram's id of one."""
-        return await self.to_chat(
-            place.chat,
-            lambda chat: self.bot.send_photo(
+        return await self._post(
+            place,
+            lambda chat, at: self.bot.send_photo(
                 chat,
                 photo,
                 caption=_caption(caption),
                 reply_markup=markup(keyboard),
                 filename=None if isinstance(photo, str) else "picture.jpg",
-                **_at(place),
+                **at,
             ),
         )
 
@@ -182,16 +192,16 @@ class Courier:
         self, place: Place, document: bytes | str, name: str | None, caption: str, keyboard: Keyboard = ()
     ) -> Message:
         """Sends a file as it is: its bytes, or Telegram's id of it."""
-        return await self.to_chat(
-            place.chat,
-            lambda chat: self.bot.send_document(
+        return await self._post(
+            place,
+            lambda chat, at: self.bot.send_document(
                 chat,
                 document,
                 caption=_caption(caption),
                 reply_markup=markup(keyboard),
                 filename=name,
                 disable_content_type_detection=True,
-                **_at(place),
+                **at,
             ),
         )
 

@@ -40,7 +40,10 @@ class Inbox(asyncio.Queue[object]):
         await self.forget_old()
         for key, letter in self._letters.items():
             if letter.update is not None:
-                await super().put(Update.de_json(letter.update, bot))
+                try:
+                    await super().put(Update.de_json(letter.update, bot))
+                except (KeyError, TypeError, ValueError):
+                    log.exception("update %s can't be read any more and is left out", key)
             elif letter.replies:
                 self.send(key)
 

@@ -1,15 +1,18 @@
 """What the bot must not forget, as frozen values on typed shelves over the studio's records."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from core.config import DEFAULT_PRESET
 from core.studio import Records
 from core.studio.jobs import StorageError
+
+log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound="Record")
 
@@ -36,9 +39,13 @@ class Shelf(Generic[M]):
         self._values: dict[str, M] = {}
 
     async def load(self) -> None:
-        """Reads what is there."""
-        found = await self._records.all(self._space)
-        self._values = {key: self._model.model_validate(value) for key, value in found.items()}
+        """Reads what is there; a value that can't be understood must not hide all the others."""
+        self._values = {}
+        for key, value in (await self._records.all(self._space)).items():
+            try:
+                self._values[key] = self._model.model_validate(value)
+            except ValidationError as error:
+                log.error("%s '%s' can't be read and is left out: %s", self._space, key, error)
 
     def get(self, key: str) -> M | None:
         """The value, if there is one."""
