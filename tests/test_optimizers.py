@@ -73,6 +73,17 @@ def take(count: int, iterates: Iterator[Iterate]) -> list[Iterate]:
     return list(itertools.islice(iterates, count))
 
 
+def accepted(count: int, iterates: Iterator[Iterate]) -> list[Iterate]:
+    """The start and the steps taken, without what comes after a trial that was rejected."""
+    found: list[Iterate] = []
+    for each in iterates:
+        if not found or each.iteration > found[-1].iteration:
+            found.append(each)
+        if len(found) == count:
+            break
+    return found
+
+
 def copied(state: State) -> State:
     """A state shares memory with the run that it belongs to; what is to outlast the next step is copied."""
     return {key: value.clone() for key, value in state.items()}
@@ -133,20 +144,24 @@ def test_the_next_evaluation_waits_until_it_is_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_iterates_are_numbered_and_say_what_was_found_there(name: str) -> None:
-    found = take(12, run(name, Recorder(rosenbrock), start(6)))
-    assert [each.iteration for each in found] == list(range(12))
-    assert found[0].evaluations == 1
-    assert torch.equal(found[0].point, start(6))
-    assert all(before.evaluations < after.evaluations for before, after in pairwise(found))
-    for each in found:
+def test_there_is_an_iterate_for_every_evaluation_and_steps_are_numbered(name: str) -> None:
+    found = take(40, run(name, Recorder(rosenbrock), start(6)))
+    assert [each.evaluations for each in found] == list(range(1, 41))
+    assert torch.equal(found[0].point, start(6)) and found[0].iteration == 0
+    assert {after.iteration - before.iteration for before, after in pairwise(found)} <= {0, 1}
+    assert found[-1].iteration >= 30
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_iterate_says_what_was_found_at_its_point(name: str) -> None:
+    for each in take(40, run(name, Recorder(rosenbrock), start(6))):
         value, gradient = Recorder(rosenbrock)(each.point)
         assert each.loss == value and torch.equal(each.gradient, gradient)
 
 
 def test_lbfgs_needs_one_evaluation_per_step_as_a_rule() -> None:
     function, least = quadratic()
-    *_, last = take(40, run("lbfgs", Recorder(function), torch.zeros_like(least)))
+    last = accepted(40, run("lbfgs", Recorder(function), torch.zeros_like(least)))[-1]
     assert last.evaluations <= 1.15 * (last.iteration + 1)
 
 
@@ -189,7 +204,7 @@ def test_steps_are_the_textbooks(function: Function, history: int) -> None:
     recorder = Recorder(function)
     pairs: deque[tuple[Tensor, Tensor]] = deque(maxlen=history)
     compared = 0
-    for before, after in pairwise(take(25, run("lbfgs", recorder, start(12), history=history))):
+    for before, after in pairwise(accepted(25, run("lbfgs", recorder, start(12), history=history))):
         tried = recorder.points[before.evaluations]  # the first point evaluated after `before`
         if pairs:
             torch.testing.assert_close(tried - before.point, two_loops(before.gradient, pairs), rtol=1e-6, atol=1e-10)
@@ -241,14 +256,14 @@ def test_lbfgs_ends_where_nothing_is_finite_any_more(broken: str) -> None:
         return (math.nan, gradient) if broken == "loss" else (0.0, gradient * math.inf)
 
     found = list(run("lbfgs", evaluate, start(6)))
-    assert 1 < len(found) <= 6
-    assert math.isfinite(found[-1].loss)
+    assert 1 <= found[-1].iteration <= 5
+    assert all(math.isfinite(each.loss) and bool(each.gradient.isfinite().all()) for each in found)
     recorder.assert_no_point_twice()
     assert len(recorder.points) <= 6 + 20, "it should not try for ever"
 
 
 def test_lbfgs_never_rises_above_the_last_five() -> None:
-    found = take(150, run("lbfgs", Recorder(rosenbrock), start(10)))
+    found = accepted(150, run("lbfgs", Recorder(rosenbrock), start(10)))
     for number in range(1, len(found)):
         assert found[number].loss <= max(each.loss for each in found[max(0, number - 5) : number])
 
@@ -278,13 +293,33 @@ def test_lbfgs_ends_when_the_numbers_are_too_coarse_for_a_step() -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, history: int, at: int, dtype: torch.dtype) -> None:
     begin = start(8).to(dtype)
     iterates = run(name, Recorder(rosenbrock), begin, history=history)
-    state = copied(take(at + 1, iterates)[-1].state())
+    state = copied(accepted(at + 1, iterates)[-1].state())
     uninterrupted = take(20, iterates)
     first, *resumed = take(21, run(name, Recorder(rosenbrock), begin, history=history, state=state))
     assert first.iteration == at
     for ours, theirs in zip(resumed, uninterrupted, strict=True):
         assert torch.equal(ours.point, theirs.point) and torch.equal(ours.gradient, theirs.gradient)
         assert (ours.loss, ours.iteration, ours.evaluations) == (theirs.loss, theirs.iteration, theirs.evaluations)
+
+
+@pytest.mark.parametrize("evaluations", range(1, 30))
+def test_a_run_resumed_after_a_rejected_trial_takes_the_same_steps(evaluations: int) -> None:
+    iterates = run("lbfgs", Recorder(rosenbrock), start(8))
+    state = copied(take(evaluations, iterates)[-1].state())
+    last = accepted(10, run("lbfgs", Recorder(rosenbrock), start(8), state=state))[-1]
+    same = next(each for each in iterates if each.iteration == last.iteration)
+    assert torch.equal(last.point, same.point) and last.loss == same.loss
+
+
+@pytest.mark.parametrize("history", [1, 3, 9])
+def test_a_run_resumed_with_another_history_has_the_newest_pairs(history: int) -> None:
+    before = accepted(9, run("lbfgs", Recorder(quadratic(12)[0]), start(12), history=6))
+    recorder = Recorder(quadratic(12)[0])
+    last = before[-1]
+    take(2, run("lbfgs", recorder, start(12), history=history, state=copied(last.state())))
+    pairs = deque((after.point - each.point, after.gradient - each.gradient) for each, after in pairwise(before[-7:]))
+    newest = deque(pairs, maxlen=history)
+    torch.testing.assert_close(recorder.points[0] - last.point, two_loops(last.gradient, newest), rtol=1e-6, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -196,7 +196,8 @@ def test_in_float32() -> None:
     found = product.evaluate(picture.float())
     assert found.gradient.dtype == torch.float32
     assert found.total == pytest.approx(value, rel=1e-5)
-    assert reference.relative_error(found.gradient, gradient) < 1e-4
+    # Where two pixels of a pooling window are nearly equal, rounding decides which of them receives the gradient.
+    assert reference.relative_error(found.gradient, gradient) < 3e-3
 
 
 def test_in_16_bit_the_loss_and_its_direction_stay() -> None:

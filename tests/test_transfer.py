@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -48,6 +48,11 @@ def transfer(small: Path, changes: Mapping[str, Any] = NOTHING, **others: Any) -
     return Transfer(CONTENT, [STYLE], settings(changes), device="cpu", weights_file=small, **others)
 
 
+def taken(steps: Iterable[Step]) -> list[Step]:
+    """The starts of the stages and the steps taken, without what comes after a trial that was rejected."""
+    return list({(step.stage, step.iteration): step for step in reversed(list(steps))}.values())[::-1]
+
+
 def last_of(steps: Iterator[Step]) -> Step:
     *_, last = steps
     return last
@@ -59,11 +64,10 @@ def last_of(steps: Iterator[Step]) -> Step:
 def test_steps_tell_how_far_the_run_is(small: Path) -> None:
     run = transfer(small, {"levels": 1})
     steps = list(run.steps())
-    assert [(step.stage, step.iteration) for step in steps] == [(0, i) for i in range(4)] + [
-        (1, i) for i in range(3, 8)
-    ]
+    expected = [(0, i) for i in range(4)] + [(1, i) for i in range(3, 8)]
+    assert [(step.stage, step.iteration) for step in taken(steps)] == expected
     assert {(step.stages, step.iterations) for step in steps} == {(2, 7)}
-    assert [step.evaluations for step in steps] == sorted({step.evaluations for step in steps})
+    assert [step.evaluations for step in steps] == list(range(1, len(steps) + 1))
     assert all(before.seconds <= after.seconds for before, after in pairwise(steps))
     assert steps[0].seconds > 0
     assert run.size == (512, 562)
@@ -101,7 +105,7 @@ def test_every_optimiser_and_rule_lowers_the_loss(
 
 
 def test_the_first_step_moves_the_picture_by_what_was_asked_for(small: Path) -> None:
-    first, second, *_ = transfer(small, {"optimizer": {"step": 0.005}}).steps()
+    first, second, *_ = taken(transfer(small, {"optimizer": {"step": 0.005}}).steps())
     moved = (second.picture() - first.picture()).square().mean().sqrt()
     assert float(moved) == pytest.approx(0.005, rel=0.1)
 
@@ -136,7 +140,7 @@ def test_a_finer_stage_begins_with_the_coarser_result_and_some_detail_of_the_sta
 
 def test_a_settled_stage_ends_early(small: Path) -> None:
     changes = {"optimizer": {"iterations": 200, "tolerance": 0.5}}
-    steps = list(transfer(small, changes).steps())
+    steps = taken(transfer(small, changes).steps())
     assert 10 <= steps[-1].iteration < 200
     assert steps[-1].loss > 0.5 * steps[-11].loss
 
@@ -254,7 +258,7 @@ def record(run: Transfer) -> Recorded:
 RUNS: dict[str, dict[str, Any]] = {
     "as a rule": {"levels": 1},
     "adam": {"levels": 1, "optimizer": {"name": "adam"}},
-    "clamped": {"levels": 1, "optimizer": {"parametrisation": "clamp"}},
+    "clamped": {"optimizer": {"parametrisation": "clamp"}},
     "short memory": {"optimizer": {"history": 2, "iterations": 7}},
     "16 bit": {"precision": "bfloat16"},
     "from noise": {"start": "white-noise", "optimizer": {"parametrisation": "none"}},
@@ -265,18 +269,19 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", RUNS)
 def test_a_resumed_run_is_the_uninterrupted_one(small: Path, name: str) -> None:
     uninterrupted = record(transfer(small, RUNS[name]))
-    count = len(uninterrupted.steps)
-    starts = [
-        at for at, step in enumerate(uninterrupted.steps) if at and step.stage > uninterrupted.steps[at - 1].stage
-    ]
-    for at in sorted({1, count - 2, *starts, *(start - 1 for start in starts)}):
+    steps, count = uninterrupted.steps, len(uninterrupted.steps)
+    ends = [at for at in range(count - 1) if steps[at + 1].stage > steps[at].stage]
+    for at in sorted({1, count - 2, *ends, *(end + 1 for end in ends)}):
         run = transfer(small, RUNS[name])
         resumed = list(run.steps(uninterrupted.checkpoints[at]))
-        assert len(resumed) == count - at
-        for ours, theirs in zip(resumed, uninterrupted.steps[at:], strict=True):
-            for what in ("stage", "stages", "iteration", "iterations", "evaluations", "loss", "levels", "height"):
+        assert torch.equal(resumed[-1].picture(), steps[-1].picture())
+        if steps[at] in taken(steps):  # else a trial is made again, and the recipe counts it
+            assert run.encode(resumed[-1]) == uninterrupted.written
+        expected = taken(steps[at:])
+        for ours, theirs in zip(taken(resumed), expected, strict=True):
+            for what in ("stage", "stages", "iteration", "iterations", "loss", "levels", "height", "width"):
                 assert getattr(ours, what) == getattr(theirs, what)
-        assert run.encode(resumed[-1]) == uninterrupted.written
+        assert resumed[0].evaluations == steps[at].evaluations
 
 
 def test_seconds_go_on_where_they_were(small: Path) -> None:
@@ -289,10 +294,9 @@ def test_seconds_go_on_where_they_were(small: Path) -> None:
 
 def test_a_run_can_be_interrupted_twice(small: Path) -> None:
     uninterrupted = record(transfer(small))
-    checkpoint = uninterrupted.checkpoints[1]
-    again = record_until(transfer(small).steps(checkpoint), 1)
-    run = transfer(small)
-    assert run.encode(last_of(run.steps(again))) == uninterrupted.written
+    again = record_until(transfer(small).steps(uninterrupted.checkpoints[2]), 1)
+    last = last_of(transfer(small).steps(again))
+    assert torch.equal(last.picture(), uninterrupted.steps[-1].picture())
 
 
 def record_until(steps: Iterator[Step], count: int) -> bytes:
@@ -321,6 +325,11 @@ def test_a_checkpoint_of_another_run_is_refused(small: Path, checkpoint: bytes, 
     ):
         with pytest.raises(CheckpointError, match="other pictures, settings or weights"):
             next(run.steps(checkpoint))
+
+
+def test_a_checkpoint_is_good_for_the_same_run_in_less_memory(small: Path, checkpoint: bytes) -> None:
+    first, *_ = transfer(small, {"max_memory": 6.5}).steps(checkpoint)
+    assert first.evaluations == 3
 
 
 @pytest.mark.parametrize("length", [0, 100, 5000, -1])
@@ -394,7 +403,7 @@ def test_a_loss_that_stays_no_number_ends_the_run_with_a_remedy_and_a_good_pictu
     with pytest.raises(DivergenceError) as caught:
         good.extend(transfer(small, {"optimizer": {"name": optimizer}}).steps())
     assert caught.value.remedy
-    assert good and good[-1].evaluations <= 3
+    assert good and taken(good)[-1].evaluations <= 3
     assert math.isfinite(good[-1].loss) and bool(good[-1].picture().isfinite().all())
     assert counter.count < 30, "it should give up"
 
@@ -525,7 +534,7 @@ def likeness(first: Tensor, second: Tensor) -> float:
 def test_a_photograph_is_painted_and_still_recognised(shared: Path) -> None:
     pixels = {path.stem: images.read(path).pixels for path in (shared / "images").glob("*/[a-z]*.jpg")}
     weights = shared / "weights" / "vgg19_oxford_conv1_1_to_conv3_4.safetensors"
-    changes = {"levels": 1, "network": "vgg19-oxford", "optimizer": {"iterations": 8, "coarse_iterations": 15}}
+    changes = {"levels": 1, "network": "vgg19-oxford", "optimizer": {"iterations": 6, "coarse_iterations": 14}}
     chosen = config.load("final", changes)
     run = Transfer(pixels["bird"], [pixels["matisse2"]], chosen, device="cpu", weights_file=weights)
     assert run.size == (512, 768)
