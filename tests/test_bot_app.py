@@ -235,3 +235,10 @@ async def test_a_running_bot_shows_no_token(api: BotApi, tmp_path: Path, caplog:
     assert caplog.records
     assert TOKEN.partition(":")[2] not in caplog.text
     assert colours(api.files[person.documents[0]["document"]["file_id"]]) == (RED, BLUE)
+
+
+def test_the_sample_settings_are_the_defaults(tmp_path: Path) -> None:
+    environment = {"TELEGRAM_BOT_TOKEN": TOKEN}
+    plain = load(tmp_path, environment)
+    (tmp_path / "bot.toml").write_text((ROOT / "deploy" / "bot.toml").read_text())
+    assert load(tmp_path, environment) == plain

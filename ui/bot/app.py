@@ -64,11 +64,11 @@ class Bot:
         pacer = Pacer(settings.pace)
         self._application = _application(settings, self._inbox, pacer, PerChat(self._inbox, self._locks, self._said))
         bot: ExtBot[str] = self._application.bot
-        gallery = Gallery(settings.directory, settings.styles, self._workshop, settings.painted_styles)
-        self._courier = Courier(bot, pacer, self._inbox, gallery, records, settings.rhythm)
+        self._gallery = Gallery(settings.directory, settings.styles, self._workshop, settings.painted_styles)
+        self._courier = Courier(bot, pacer, self._inbox, self._gallery, records, settings.rhythm)
         self._inbox.send = self._courier.send
         access = Access(settings, people, self._tasks)
-        desk = Desk(studio, settings, self._courier, gallery, self._workshop, access, self._tasks)
+        desk = Desk(studio, settings, self._courier, self._gallery, self._workshop, access, self._tasks)
         self._errands = Errands(desk)
         self._handlers = Handlers(desk, self._errands, self._inbox, self._locks, albums, drafts, chats)
         self._handlers.register(self._application)
@@ -98,7 +98,14 @@ class Bot:
             raise _rejected() from None
         except NetworkError as error:
             log.warning("Telegram can't be reached yet: %s", error)
-        self._services = [asyncio.create_task(self._work()), asyncio.create_task(self._handlers.keep_house())]
+        services = (self._work(), self._handlers.keep_house(), self._paint_gallery())
+        self._services = [asyncio.create_task(service) for service in services]
+
+    async def _paint_gallery(self) -> None:
+        """Before somebody asks for it: at the very first start, painting all styles takes a while."""
+        for style in self._gallery.styles():
+            with contextlib.suppress(UserError):
+                await self._gallery.picture(style.key)
 
     async def _work(self) -> None:
         try:
