@@ -174,13 +174,36 @@ def _painted_all(lab: Lab) -> Any:
     return look
 
 
-async def test_changed_settings_give_new_pictures(tmp_path: Path) -> None:
+async def test_changed_settings_give_new_pictures_and_show_the_old_ones_meanwhile(tmp_path: Path) -> None:
     async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
         before = await lab.until(lambda: lab.json("/api/tables/small"), _all_done_at(1))
+        await lab.send("PUT", "/api/queue", {"paused": True})
     changed = SMALL_TABLE | {"settings": {"seed": 1}}
     async with open_lab(tmp_path, config_of(changed), backend=Plain(steps=2)) as lab:
+        queued = await lab.until(lambda: lab.json("/api/tables/small"), _all_queued)
+        pictures = [[cell["job"]["picture"] for cell in table["cells"]] for table in (before, queued)]
+        assert pictures[0] == pictures[1]
+        await lab.send("PUT", "/api/queue", {"paused": False})
         after = await lab.until(lambda: lab.json("/api/tables/small"), _all_done_at(1))
         assert not {cell["job"]["id"] for cell in before["cells"]} & {cell["job"]["id"] for cell in after["cells"]}
+
+
+def _all_queued(table: Any) -> bool:
+    return all(cell["job"]["state"] == "queued" for cell in table["cells"])
+
+
+async def test_what_no_table_wants_any_more_is_not_computed(tmp_path: Path) -> None:
+    async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
+        await lab.send("PUT", "/api/queue", {"paused": True})
+        await lab.until(lambda: lab.json("/api/queue"), lambda queue: queue["queued"] >= 7)
+        own = await lab.submit()
+    changed = SMALL_TABLE | {"settings": {"seed": 1}, "styles": ["swirls"]}
+    async with open_lab(tmp_path, config_of(changed)) as lab:
+        await lab.until(lambda: lab.json("/api/queue"), lambda queue: queue["queued"] == 5)
+        await lab.send("PUT", "/api/queue", {"paused": False})
+        await lab.until(lambda: lab.json("/api/tables/small"), _all_done_at(1))
+        assert (await lab.done(own["id"]))["state"] == "done"
+        assert len(lab.backend.runs) == 5
 
 
 async def test_a_table_shows_the_smaller_picture_until_the_larger_one_is_further(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        problem = api.Problem(cause=error.text or error.reason)
+        problem = api.Problem(cause=_cause(error))
         kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
         response = _answer(request, problem, error.status, kept)
         if hdrs.CONNECTION in kept:
@@ -171,6 +171,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         log.exception("%s %s failed", request.method, request.path)
         problem = api.Problem(cause="something went wrong in the lab", remedy="The operator finds it in the log")
         return _answer(request, problem, 500, {})
+
+
+def _cause(error: web.HTTPException) -> str:
+    """What a guard or a handler says; in place of aiohttp's own words, ours."""
+    own_words = error.text and error.text != f"{error.status}: {error.reason}"
+    plain = {404: "there is nothing at this address", 405: "this can't be done here"}
+    return (error.text or "") if own_words else plain.get(error.status, error.reason)
 
 
 def _answer(request: web.Request, problem: api.Problem, status: int, headers: dict[str, str]) -> web.Response:

@@ -339,18 +339,20 @@ class Board:
         self._feed.publish(("table", name), "table", lambda: Named(name=name))
 
     def _chosen(self, key: CellKey) -> tuple[Job | None, Job | None]:
-        """The job that a cell is about, and its largest finished one."""
-        jobs = sorted(self._current_jobs(key), key=lambda job: (job.settings.levels, job.created))
-        finished = next((job for job in reversed(jobs) if job.state is JobState.DONE), None)
+        """The job that a cell is about, and the finished one whose picture it may show meanwhile."""
+        jobs, older = self._jobs_of(key)
+        finished = _largest_done(jobs)
         open_jobs = [job for job in jobs if job.state.pending]
         first = min(open_jobs, key=_urgency, default=None)
         later = [job for job in jobs if finished is None or job.created > finished.created]
-        return first or next(reversed(later), None) or finished, finished
+        before = finished or _largest_done(older)
+        return first or max(later, key=_size, default=None) or before, before
 
-    def _current_jobs(self, key: CellKey) -> Iterator[Job]:
-        """The jobs of a cell that are of its present pictures and settings, not of what the table was before."""
-        recipe = self._recipe(key)
-        return (job for job in self._cells[key].values() if recipe in (None, job.tags["recipe"]))
+    def _jobs_of(self, key: CellKey) -> tuple[list[Job], list[Job]]:
+        """The jobs of a cell: those of its present pictures and settings, and those of what the table was before."""
+        recipe, jobs = self._recipe(key), list(self._cells[key].values())
+        current = [job for job in jobs if recipe in (None, job.tags["recipe"])]
+        return current, [job for job in jobs if job not in current]
 
     def _recipe(self, key: CellKey) -> str | None:
         table = self.tables.get(key[0])
@@ -367,6 +369,7 @@ class Board:
         """Asks for what is missing, and looks for new files in the folder."""
         while True:
             try:
+                await self._drop_outdated()
                 for table, row, column, level in self._missing():
                     await self._ask(table, row, column, level)
                 for key in self.pictures:  # so that everything can be chosen by sight
@@ -377,6 +380,28 @@ class Board:
                 log.exception("the tables could not be filled")
             await asyncio.sleep(_FOLDER_SECONDS)
             self._arrange(await in_thread(_files_in, self._folder))
+
+    async def _drop_outdated(self) -> None:
+        """Drops what the lab began by itself and no table wants any more, because its settings or pictures changed."""
+        for key in list(self._cells):
+            for job in self._outdated(key):
+                self._asked.discard(job.key)  # it may be wanted again one day
+                await self._studio.delete(job.id)
+
+    def _outdated(self, key: CellKey) -> list[Job]:
+        recipe, wanted = self._recipe(key), self._is_wanted(key)
+        if wanted and recipe is None:  # its pictures aren't ready
+            return []
+        pending = [job for job in self._cells[key].values() if job.state.pending and job.owner == TABLE_OWNER]
+        return [job for job in pending if not wanted or job.tags["recipe"] != recipe]
+
+    def _is_wanted(self, key: CellKey) -> bool:
+        """Whether there is such a cell."""
+        name, row_key, column_key = key
+        table = self.tables.get(name)
+        if table is None:
+            return False
+        return row_key in {row.key for row in table.rows} and column_key in {c.head.key for c in table.columns}
 
     def _missing(self) -> Iterator[tuple[Table, Head, Column, int]]:
         """Every cell's first picture, then every cell's picture at its table's level."""
@@ -447,6 +472,15 @@ class Board:
 
 
 BOARD = web.AppKey("board", Board)
+
+
+def _size(job: Job) -> tuple[int, float]:
+    """The larger, and of one size the later."""
+    return job.settings.levels, job.created
+
+
+def _largest_done(jobs: Iterable[Job]) -> Job | None:
+    return max((job for job in jobs if job.state is JobState.DONE), key=_size, default=None)
 
 
 def _urgency(job: Job) -> tuple[bool, int]:

@@ -6,6 +6,7 @@ become a table too, which is kept in the studio's records. What is in their cell
 
 import difflib
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ class TableConfig(Model):
                     raise ValueError(f"{key}: there is no picture '{name}'. {_suggestion(name, known)}")
         if self.columns and (len(self.styles) != 1 or FOLDER in self.styles):
             raise ValueError("styles: a table with columns of settings has exactly one style")
+        if len({_slug(column.title) for column in self.columns}) < len(self.columns):
+            raise ValueError("columns: two of them have the same title")
         return self
 
     @model_validator(mode="after")
@@ -225,10 +228,15 @@ def _columns(wanted: TableConfig, heads: Sequence[Head]) -> list[Column]:
         return [Column(head, variants[0], head.title) for head in heads]
     style = heads[0]
     columns = []
-    for number, (column, settings) in enumerate(zip(wanted.columns, variants, strict=True)):
-        head = Head(f"{number}", column.title, style.picture, column.note)
+    for column, settings in zip(wanted.columns, variants, strict=True):
+        head = Head(_slug(column.title), column.title, style.picture, column.note)
         columns.append(Column(head, settings, f"{style.title}, {column.title.lower()}", shows_style=False))
     return columns
+
+
+def _slug(title: str) -> str:
+    """A title as a key that stays the same where columns are moved."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "column"
 
 
 def recipe_of(settings: Settings, content: str, style: str) -> str:
