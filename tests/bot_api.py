@@ -224,13 +224,13 @@ class BotApi:
         return web.Response(body=self.files[file_id])
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
-        method = request.match_info["method"]
+        method, arrived = request.match_info["method"], time.monotonic()
         if self.away:
             return self._break(request)
         if request.match_info["token"] != TOKEN:
             return _refusal(Refused(401, "Unauthorized"))
         params = await _params(request)
-        call = Call(method, {key: value for key, value in params.items() if isinstance(value, str)}, time.monotonic())
+        call = Call(method, {key: value for key, value in params.items() if isinstance(value, str)}, arrived)
         fault = self._next_fault(call)
         if fault and fault.before:
             return self._break(request)
@@ -239,7 +239,7 @@ class BotApi:
             if fault and fault.refusal:
                 raise fault.refusal
             if method in SPOKEN:
-                self._check_pace(int(params["chat_id"]))
+                self._check_pace(int(params["chat_id"]), arrived)
             handle = getattr(self, "_" + "".join("_" + c.lower() if c.isupper() else c for c in method), None)
             if handle is None:
                 raise Refused(404, "Not Found: method not found")
@@ -266,10 +266,10 @@ class BotApi:
 
     # Limits
 
-    def _check_pace(self, chat_id: int) -> None:
+    def _check_pace(self, chat_id: int, now: float) -> None:
         if self.limits is None:
             return
-        limits, chat, now = self.limits, self._chats[chat_id], time.monotonic()
+        limits, chat = self.limits, self._chats[chat_id]
         recent = [moment for moment in chat.spoken if moment > now - limits.group_seconds]
         if chat.spoken and now - chat.spoken[-1] < limits.chat_seconds - limits.slack:
             self._violation("chat", 1)

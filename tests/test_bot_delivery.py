@@ -236,6 +236,7 @@ async def test_an_update_that_comes_again_is_handled_once(api: BotApi, tmp_path:
     first, second = person.sends_album(flat(RED), flat(BLUE))
     async with running(api, tmp_path):
         await person.receives()
+        await person.hears("Done.")
         api.repeat(first)
         api.repeat(second)
         await api.until(lambda: not api.unconfirmed)
