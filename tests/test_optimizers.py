@@ -268,6 +268,13 @@ def test_lbfgs_never_rises_above_the_last_five() -> None:
         assert found[number].loss <= max(each.loss for each in found[max(0, number - 5) : number])
 
 
+def test_lbfgs_goes_on_from_a_start_that_is_nearly_the_least() -> None:
+    # As when a finished picture is given as the start: a first step of the usual length is a thousand times too long.
+    begin = torch.full((4,), 5e-5, dtype=torch.float64)
+    found = take(40, run("lbfgs", Recorder(lambda x: x.square().sum()), begin))
+    assert found[-1].loss < 0.01 * found[0].loss
+
+
 def test_lbfgs_ends_at_the_least_instead_of_evaluating_it_again() -> None:
     recorder = Recorder(lambda x: (x - 1).square().sum())
     found = take(50, run("lbfgs", recorder, torch.ones(4, dtype=torch.float64)))
