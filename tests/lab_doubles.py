@@ -19,10 +19,9 @@ from core.pyramid import level_size
 from core.studio import StudioSettings
 from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Estimate, LevelLoss, Output, Progress, Run, Slot
-from ui.lab import LabOptions, create_app
-from ui.lab import board as board_module
+from ui.lab import LabOptions, create_app, shelf
 from ui.lab.api import STUDIO
-from ui.lab.tables import Head, LabConfig
+from ui.lab.tables import LabConfig
 from ui.lab.uploads import UploadLimits
 
 GIB = 2**30
@@ -222,12 +221,12 @@ async def open_lab(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     painted: list[str] = []
 
-    def paint(head: Head) -> bytes:
-        painted.append(head.key)
+    def paint(key: str) -> bytes:
+        painted.append(key)
         shade = (1 + len(painted) % 8) / 10
         return png((shade, shade, shade))
 
-    with mock.patch.object(board_module, "_painted", paint):
+    with mock.patch.object(shelf, "_painted", paint):
         async with TestClient(TestServer(app, shutdown_timeout=2), headers=headers) as client:
             lab = Lab(client, backend, painted)
             lab.csrf = (await lab.json("/api/csrf"))["token"]

@@ -16,8 +16,10 @@ from core.errors import MemoryLimitError, WeightsError
 from core.studio.jobs import StorageError
 from tests.lab_doubles import QUICK, SMALL_TABLE, Lab, Plain, config_of, open_lab, png
 from ui.lab import api
-from ui.lab.api import OPERATIONS, STUDIO, JobDetail, Operation, Problem, WantedSettings, document
+from ui.lab.api import OPERATIONS, STUDIO
+from ui.lab.messages import JobDetail, Problem, WantedSettings
 from ui.lab.networks import NETWORKS
+from ui.lab.openapi import Operation, document
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def _references(value: Any) -> set[str]:
 
 
 def test_the_document_is_whole() -> None:
-    described = document()
+    described = document(OPERATIONS)
     assert json.loads(json.dumps(described))["openapi"] == "3.1.0"
     known = {f"#/components/schemas/{name}" for name in described["components"]["schemas"]}
     assert _references(described) <= known
@@ -60,7 +62,7 @@ def test_the_document_is_whole() -> None:
 
 
 def test_the_document_names_what_addresses_and_changes_need() -> None:
-    for path, methods in document()["paths"].items():
+    for path, methods in document(OPERATIONS)["paths"].items():
         for method, operation in methods.items():
             places = {(parameter["in"], parameter["name"]) for parameter in operation["parameters"]}
             assert {name for kind, name in places if kind == "path"} == set(re.findall(r"\{(\w+)\}", path))

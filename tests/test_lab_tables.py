@@ -10,16 +10,17 @@ from core import config
 from core.config import Settings
 from core.errors import SettingsError
 from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab, png
-from ui.lab import board as board_module
+from ui.lab import filling, shelf
 from ui.lab.api import STUDIO
 from ui.lab.board import BOARD, TABLE_OWNER
+from ui.lab.shelf import SHELF
 from ui.lab.tables import Head, TableConfig, read_config, recipe_of, table_of
 
 
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the folder for new pictures."""
-    monkeypatch.setattr(board_module, "_FOLDER_SECONDS", 0.05)
+    monkeypatch.setattr(filling, "_LOOK_SECONDS", 0.05)
 
 
 # ── The configuration ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,8 +151,8 @@ async def test_every_cell_has_the_picture_of_its_row_and_column(tmp_path: Path) 
         table = await lab.until(lambda: lab.json("/api/tables/small"), _all_done_at(1))
         for cell in table["cells"]:
             job = await lab.app[STUDIO].job(cell["job"]["id"])
-            assert job.content == lab.app[BOARD].input_of(cell["row"])
-            assert job.styles == (lab.app[BOARD].input_of(cell["column"]),)
+            assert job.content == lab.app[SHELF].ready(cell["row"])
+            assert job.styles == (lab.app[SHELF].ready(cell["column"]),)
             assert job.owner == TABLE_OWNER
 
 
@@ -161,15 +162,21 @@ async def test_a_restart_computes_and_paints_nothing_twice(tmp_path: Path) -> No
         await lab.until(_painted_all(lab), bool)
     async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
         assert (await lab.json("/api/tables/small"))["cells"] == before["cells"]
-        await lab.app[BOARD].picture("swirls")
-        for table, row, column, level in lab.app[BOARD]._missing():
-            await lab.app[BOARD]._ask(table, row, column, level)
+        lab.app[BOARD].wanting.set()
+        await lab.until(_looked_through(lab), bool)
         assert (lab.backend.runs, lab.painted) == ([], [])
 
 
 def _painted_all(lab: Lab) -> Any:
     async def look() -> bool:
-        return len(lab.painted) == len(board_module._sample_pictures())
+        return len(lab.painted) == len(lab.app[SHELF].pictures)
+
+    return look
+
+
+def _looked_through(lab: Lab) -> Any:
+    async def look() -> bool:
+        return not lab.app[BOARD].wanting.is_set() and (await lab.json("/api/queue"))["queued"] == 0
 
     return look
 
@@ -258,8 +265,7 @@ def _done_in(column: str) -> Any:
 
 
 async def test_a_table_waits_while_the_queue_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board_module, "_FULL_SECONDS", 0.05)
-    monkeypatch.setattr(board_module, "_PENDING_TABLE_JOBS", 1)
+    monkeypatch.setattr(filling, "_MOST_PENDING", 1)
     async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
         await lab.until(lambda: lab.json("/api/tables/small"), _all_done_at(1))
 
@@ -310,7 +316,7 @@ async def test_the_lab_opens_while_styles_are_still_to_be_painted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = asyncio.Event()
-    monkeypatch.setattr(board_module.Board, "_prepare", lambda *_: hold.wait())
+    monkeypatch.setattr(shelf.Shelf, "_prepare", lambda *_: hold.wait())
     async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
         page = await lab.page("/")
         assert "Chelsea" in page and "To be painted" in page

@@ -1,252 +1,53 @@
-"""The JSON interface, and the OpenAPI document that describes it.
-
-`OPERATIONS` is both: the routes are made of it and the document is made of it. Bodies and answers are declared as
-models, and nothing that isn't declared gets in or out.
-"""
+"""The JSON interface: its handlers, and `OPERATIONS`, of which both the routes and the OpenAPI document are made."""
 
 import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, Field, ValidationError
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, ValidationError
 
 from core import __version__, config
-from core.config import NetworkName, Settings
 from core.errors import SettingsError, UserError
 from core.studio import Job, JobState, Studio
-from core.studio.jobs import JobStateError, LossPoint, NoSuchJobError, Notice, QueueFullError, StorageError, Transition
+from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError
 from ui.lab import events, security
-from ui.lab.board import BOARD, OWNERS, QueueView, Wanted
+from ui.lab.board import BOARD, LAB_OWNER, OWNERS, QueueView, Wanted
+from ui.lab.messages import (
+    Attempt,
+    CsrfToken,
+    EstimateView,
+    Health,
+    JobDetail,
+    JobList,
+    JobRequest,
+    Nothing,
+    PictureRef,
+    PresetList,
+    PresetView,
+    Problem,
+    QueueRequest,
+    SampleList,
+    SampleView,
+    TableList,
+    TableName,
+    TableRequest,
+    TableView,
+    UploadList,
+    UploadView,
+)
 from ui.lab.metrics import METRICS
 from ui.lab.networks import NETWORKS, NetworkView
-from ui.lab.shown import LARGEST_LEVEL, CellView, JobView, Model, duration, job_view, memory
+from ui.lab.openapi import FORM, Operation, document
+from ui.lab.shelf import SHELF
+from ui.lab.shown import LARGEST_LEVEL, JobView, duration, job_view, memory
 from ui.lab.tables import Table
-from ui.lab.uploads import FIELD, UPLOADS
+from ui.lab.uploads import UPLOADS
 
 STUDIO = web.AppKey("studio", Studio)
 
 _BODY_SECONDS = 20.0
-_MOST_PICTURES = 16
-_ID = "[0-9a-f]{24}"
-_PLACES = {"id": _ID, "name": "[a-z][a-z0-9-]{0,30}"}
-
-Title = Annotated[str, Field(max_length=60)]
-
-
-# ── What comes in ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class PictureRef(Model):
-    """A picture: one that was uploaded, or one of the samples and of the operator's folder."""
-
-    id: Annotated[str, Field(pattern=rf"^{_ID}$")] | None = None
-    """From `POST /api/pictures`."""
-    sample: str | None = None
-    """From `GET /api/samples`."""
-    title: Title = ""
-
-
-class WantedSettings(Model):
-    """A preset, and the few dials that most people turn."""
-
-    preset: str = config.DEFAULT_PRESET
-    settings: dict[str, Any] | None = None
-    """Complete settings in place of a preset's, as from a picture that was made here."""
-    level: Annotated[int, Field(ge=0, le=LARGEST_LEVEL)] = 1
-    """Finest level: the shorter side has 256·2^level pixels."""
-    strength: Annotated[float, Field(ge=0.1, le=10)] = 1.0
-    """How strongly the style wins over the content; the content's weight is divided by it."""
-    noise: Annotated[float, Field(ge=0, le=1)] | None = None
-    """How much of the starting picture is noise; none: as the preset says."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    network: NetworkName | None = None
-
-    def resolved(self) -> Settings:
-        """The settings that this stands for.
-
-        Raises:
-            SettingsError: No such preset, or a value that isn't allowed.
-        """
-        if re.fullmatch(r"[a-z0-9-]+", self.preset) is None:  # a name, never a path
-            raise SettingsError("there is no such preset", "GET /api/presets lists them")
-        base = config.load(self.preset) if self.settings is None else config.parse(self.settings)
-        changes: dict[str, Any] = {
-            "levels": self.level,
-            "loss": {"content_weight": base.loss.content_weight / self.strength},
-        }
-        if self.noise is not None:
-            changes["noise"] = {"strength": self.noise}
-        if self.seed is not None:
-            changes["seed"] = self.seed
-        if self.network is not None:
-            changes["network"] = self.network
-        return base.changed(changes)
-
-
-class JobRequest(Model):
-    """One picture, please."""
-
-    content: PictureRef
-    style: PictureRef
-    wanted: WantedSettings = WantedSettings()
-
-
-class TableRequest(Model):
-    """Every content in every style."""
-
-    contents: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
-    styles: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
-    wanted: WantedSettings = WantedSettings()
-
-
-class Attempt(Model):
-    """Which attempt of a job is meant, so that a late click can't reach a later one."""
-
-    attempt: Annotated[int, Field(ge=1)]
-
-
-class QueueRequest(Model):
-    """Whether further jobs are to be started."""
-
-    paused: bool
-
-
-class Nothing(Model):
-    """An empty object."""
-
-
-# ── What goes out ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Problem(Model):
-    """Why something was refused, and what to do about it."""
-
-    cause: str
-    remedy: str = ""
-
-
-class JobList(Model):
-    """Jobs, the newest first."""
-
-    jobs: tuple[JobView, ...]
-
-
-class JobDetail(Model):
-    """All of a job."""
-
-    job: JobView
-    settings: Settings
-    notices: tuple[Notice, ...]
-    error: Problem | None
-    losses: tuple[LossPoint, ...]
-    log: tuple[Transition, ...]
-
-
-class UploadView(Model):
-    """A picture that was taken in."""
-
-    id: str
-    title: str
-    width: int
-    height: int
-    thumbnail: str
-    notices: tuple[str, ...]
-    settings: Settings | None
-    """Of the job that made it, if it was made here."""
-
-
-class UploadList(Model):
-    """Pictures, in the order in which they were sent."""
-
-    pictures: tuple[UploadView, ...]
-
-
-class EstimateView(Model):
-    """What pictures would need."""
-
-    pictures: int
-    width: int
-    height: int
-    memory_bytes: int
-    free_bytes: int
-    seconds: float | None
-    """For all of them, without waiting for others; none where nothing like it was ever measured here."""
-    network: str
-    text: str
-
-
-class SampleView(Model):
-    """A picture to choose from."""
-
-    key: str
-    title: str
-    kind: str
-    """`content` or `style`."""
-    thumbnail: str | None
-    """None until it has been painted."""
-
-
-class SampleList(Model):
-    """Pictures to choose from."""
-
-    samples: tuple[SampleView, ...]
-
-
-class PresetView(Model):
-    """A preset."""
-
-    name: str
-    title: str
-    description: str
-
-
-class PresetList(Model):
-    """The presets."""
-
-    presets: tuple[PresetView, ...]
-
-
-class TableView(Model):
-    """A table with what is in its cells."""
-
-    name: str
-    title: str
-    page: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: tuple[CellView, ...]
-
-
-class TableName(Model):
-    """A table by its name."""
-
-    name: str
-    title: str
-    page: str
-
-
-class TableList(Model):
-    """The tables."""
-
-    tables: tuple[TableName, ...]
-
-
-class CsrfToken(Model):
-    """What a change has to carry in its `X-CSRF-Token` header, together with the cookie that comes with it."""
-
-    token: str
-
-
-class Health(Model):
-    """Whether the lab works."""
-
-    status: Literal["ok", "failing"]
-    version: str
 
 
 # ── Handlers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -341,7 +142,7 @@ async def upload_pictures(request: web.Request) -> UploadList:
     uploads = await request.app[UPLOADS].receive(request)
     views = []
     for upload in uploads:
-        input_id = await request.app[STUDIO].add_input(OWNERS[0], upload.data)
+        input_id = await request.app[STUDIO].add_input(LAB_OWNER, upload.data)
         views.append(
             UploadView(
                 id=input_id,
@@ -358,10 +159,10 @@ async def upload_pictures(request: web.Request) -> UploadList:
 
 async def list_samples(request: web.Request) -> SampleList:
     """The pictures to choose from."""
-    board = request.app[BOARD]
+    shelf = request.app[SHELF]
     views = []
-    for key, picture in board.pictures.items():
-        input_id = board.input_of(key)
+    for key, picture in shelf.pictures.items():
+        input_id = shelf.ready(key)
         thumbnail = f"/media/inputs/{input_id}/320.jpg?v=1" if input_id else None
         views.append(SampleView(key=key, title=picture.head.title, kind=picture.kind, thumbnail=thumbnail))
     return SampleList(samples=tuple(views))
@@ -444,7 +245,7 @@ async def show_metrics(request: web.Request) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """This document."""
-    return web.json_response(document())
+    return web.json_response(document(OPERATIONS))
 
 
 # ── Pieces of handlers ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -456,10 +257,10 @@ async def _job(request: web.Request) -> Job:
 
 async def _wanted(request: web.Request, reference: PictureRef) -> Wanted:
     """The picture that a request refers to."""
-    board = request.app[BOARD]
+    shelf = request.app[SHELF]
     if reference.sample is not None:
-        input_id = await board.picture(reference.sample)
-        return Wanted(input_id, reference.title or board.pictures[reference.sample].head.title)
+        input_id = await shelf.get(reference.sample)
+        return Wanted(input_id, reference.title or shelf.pictures[reference.sample].head.title)
     if reference.id is None:
         raise SettingsError("a picture needs an id or a sample")
     await request.app[STUDIO].input_path(reference.id)
@@ -485,36 +286,6 @@ def _number(text: str) -> float:
 
 # ── From handlers to routes ──────────────────────────────────────────────────────────────────────────────────────────
 
-Answer = Callable[..., Awaitable[BaseModel | web.StreamResponse]]
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One route: what it takes, what it answers, and its line in the document (the first of its docstring)."""
-
-    method: str
-    path: str
-    handler: Answer
-    answers: type[BaseModel] | str
-    """A model, or a media type."""
-    takes: type[BaseModel] | str | None = None
-    """Likewise; none: no body."""
-    status: int = 200
-    query: tuple[str, ...] = ()
-
-    @property
-    def route_path(self) -> str:
-        """The path with what may stand in its places: ids, not paths."""
-        return re.sub(r"\{(\w+)\}", lambda place: f"{{{place[1]}:{_PLACES[place[1]]}}}", self.path)
-
-    @property
-    def name(self) -> str:
-        """Unique among the operations."""
-        return self.handler.__name__
-
-
-_FORM = "multipart/form-data"
-
 OPERATIONS = (
     Operation("GET", "/api/jobs", list_jobs, JobList, query=("state", "table", "limit", "before")),
     Operation("POST", "/api/jobs", create_job, JobView, JobRequest, 201),
@@ -526,7 +297,7 @@ OPERATIONS = (
     Operation("POST", "/api/jobs/{id}/retry", retry_job, JobView),
     Operation("POST", "/api/jobs/{id}/enlarge", enlarge_job, JobView, None, 201),
     Operation("POST", "/api/estimate", estimate, EstimateView, TableRequest),
-    Operation("POST", "/api/pictures", upload_pictures, UploadList, _FORM, 201),
+    Operation("POST", "/api/pictures", upload_pictures, UploadList, FORM, 201),
     Operation("GET", "/api/samples", list_samples, SampleList),
     Operation("GET", "/api/presets", list_presets, PresetList),
     Operation("GET", "/api/tables", list_tables, TableList),
@@ -592,66 +363,3 @@ _STATUSES: tuple[tuple[type[UserError], int], ...] = (
 def status_of(error: UserError) -> int:
     """The HTTP status for a mistake of the user's: 422 where none says it better."""
     return next((status for kind, status in _STATUSES if isinstance(error, kind)), 422)
-
-
-# ── The document ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-_REF = "#/components/schemas/{model}"
-
-
-@functools.cache
-def document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document of `OPERATIONS`."""
-    models = {kind for each in OPERATIONS for kind in (each.takes, each.answers) if isinstance(kind, type)} | {Problem}
-    ordered = sorted(models, key=lambda model: model.__name__)
-    _, schemas = models_json_schema([(model, "serialization") for model in ordered], ref_template=_REF)
-    paths: dict[str, dict[str, Any]] = {}
-    for each in OPERATIONS:
-        paths.setdefault(each.path, {})[each.method.lower()] = _described(each)
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Pyramid Style, the lab",
-            "version": __version__,
-            "description": "Changes need an `Origin` of this site, and the token of `/api/csrf` with its cookie.",
-        },
-        "paths": paths,
-        "components": {"schemas": schemas["$defs"]},
-    }
-
-
-def _described(operation: Operation) -> dict[str, Any]:
-    path_places = re.findall(r"\{(\w+)\}", operation.path)
-    places = [_parameter(name, "path") for name in path_places] + [_parameter(n, "query") for n in operation.query]
-    unsafe = operation.method != "GET"
-    if unsafe:
-        places.append(_parameter(security.CSRF_HEADER, "header"))
-    described: dict[str, Any] = {
-        "operationId": operation.name,
-        "summary": (operation.handler.__doc__ or "").strip().splitlines()[0],
-        "parameters": places,
-        "responses": {
-            str(operation.status): {"description": "As asked.", "content": _content(operation.answers)},
-            "default": {"description": "Refused.", "content": _content(Problem)},
-        },
-    }
-    if operation.takes is not None:
-        described["requestBody"] = {"required": True, "content": _content(operation.takes)}
-    return described
-
-
-def _parameter(name: str, place: str) -> dict[str, Any]:
-    schema = {"type": "string"} | ({"pattern": f"^{_PLACES[name]}$"} if place == "path" else {})
-    return {"name": name, "in": place, "required": place != "query", "schema": schema}
-
-
-def _content(kind: type[BaseModel] | str) -> dict[str, Any]:
-    if isinstance(kind, type):
-        return {"application/json": {"schema": {"$ref": _REF.format(model=kind.__name__)}}}
-    if kind == _FORM:
-        files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-        return {kind: {"schema": {"type": "object", "properties": {FIELD: files}}}}
-    return {kind: {}}
-
-
-__all__ = ["OPERATIONS", "STUDIO", "Problem", "document", "json_response", "routes", "status_of"]

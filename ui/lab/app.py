@@ -22,6 +22,9 @@ from core.studio.scheduler import Executor
 from ui.lab import api, events, media, metrics, networks, security, uploads, views
 from ui.lab.api import STUDIO
 from ui.lab.board import BOARD, Board
+from ui.lab.filling import Filler
+from ui.lab.messages import Problem
+from ui.lab.shelf import SHELF, Shelf
 from ui.lab.tables import LabConfig
 
 log = logging.getLogger(__name__)
@@ -105,7 +108,10 @@ def create_app(
         async with contextlib.AsyncExitStack() as stack:
             studio = await stack.enter_async_context(Studio.open(options.data, studio_settings, executor))
             await _furnish(app, studio, options)
+            await app[SHELF].load()
+            stack.push_async_callback(app[SHELF].close)
             await stack.enter_async_context(app[BOARD].open())
+            await stack.enter_async_context(Filler(app[BOARD], app[SHELF], studio).open())
             for companion in companions:
                 await stack.enter_async_context(companion(studio))
             yield
@@ -130,7 +136,12 @@ async def _furnish(app: web.Application, studio: Studio, options: LabOptions) ->
     app[metrics.METRICS] = metrics.Metrics(studio)
     app[networks.NETWORKS] = networks.Networks(feed)
     await app[networks.NETWORKS].look()
-    app[BOARD] = Board(studio, feed, app[uploads.UPLOADS], app[networks.NETWORKS], options.config, options.folder)
+
+    def tell_ready(picture: str) -> None:
+        app[BOARD].tell_ready(picture)
+
+    app[SHELF] = Shelf(studio, app[uploads.UPLOADS], options.folder, tell_ready)
+    app[BOARD] = Board(studio, feed, app[SHELF], app[networks.NETWORKS], options.config)
     app[events.SNAPSHOT] = app[BOARD].snapshot
 
 
@@ -159,17 +170,17 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        problem = api.Problem(cause=_cause(error))
+        problem = Problem(cause=_cause(error))
         kept = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
         response = _answer(request, problem, error.status, kept)
         if hdrs.CONNECTION in kept:
             response.force_close()
         return response
     except UserError as error:
-        return _answer(request, api.Problem(cause=error.cause, remedy=error.remedy), api.status_of(error), {})
+        return _answer(request, Problem(cause=error.cause, remedy=error.remedy), api.status_of(error), {})
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        problem = api.Problem(cause="something went wrong in the lab", remedy="The operator finds it in the log")
+        problem = Problem(cause="something went wrong in the lab", remedy="The operator finds it in the log")
         return _answer(request, problem, 500, {})
 
 
@@ -180,7 +191,7 @@ def _cause(error: web.HTTPException) -> str:
     return (error.text or "") if own_words else plain.get(error.status, error.reason)
 
 
-def _answer(request: web.Request, problem: api.Problem, status: int, headers: dict[str, str]) -> web.Response:
+def _answer(request: web.Request, problem: Problem, status: int, headers: dict[str, str]) -> web.Response:
     if request.path.startswith(("/api/", "/media/", "/healthz", "/metrics")):
         response = api.json_response(problem, status=status)
     else:

@@ -16,6 +16,7 @@ from ui.lab.api import STUDIO
 from ui.lab.board import BOARD, OWNERS, Board
 from ui.lab.media import MEDIA, WIDTHS, file_name, picture_response
 from ui.lab.networks import NETWORKS
+from ui.lab.shelf import SHELF, Shelf
 from ui.lab.shown import LARGEST_LEVEL, job_view
 from ui.lab.tables import Table
 from ui.lab.threads import in_thread
@@ -69,34 +70,34 @@ async def show_table(request: web.Request) -> web.Response:
 
 
 async def _table_page(request: web.Request, table: Table) -> web.Response:
-    board = request.app[BOARD]
+    board, shelf = request.app[BOARD], request.app[SHELF]
     context = {
         "table": table,
-        "style": _common_style(board, table),
-        "columns": _columns(board, table),
-        "rows": _rows(board, table),
+        "style": _common_style(shelf, table),
+        "columns": _columns(shelf, table),
+        "rows": _rows(board, shelf, table),
     }
     return await _page(request, "table.html", context)
 
 
-def _common_style(board: Board, table: Table) -> Context | None:
+def _common_style(shelf: Shelf, table: Table) -> Context | None:
     """The style of a table whose columns are settings."""
     key = next((column.head.picture for column in table.columns if not column.shows_style), None)
-    return {"title": board.pictures[key].head.title, "picture": board.input_of(key)} if key else None
+    return {"title": shelf.pictures[key].head.title, "picture": shelf.ready(key)} if key else None
 
 
-def _columns(board: Board, table: Table) -> list[Context]:
+def _columns(shelf: Shelf, table: Table) -> list[Context]:
     return [
-        {"head": each.head, "picture": board.input_of(each.head.picture), "shows_style": each.shows_style}
+        {"head": each.head, "picture": shelf.ready(each.head.picture), "shows_style": each.shows_style}
         for each in table.columns
     ]
 
 
-def _rows(board: Board, table: Table) -> list[Context]:
+def _rows(board: Board, shelf: Shelf, table: Table) -> list[Context]:
     return [
         {
             "head": row,
-            "picture": board.input_of(row.picture),
+            "picture": shelf.ready(row.picture),
             "cells": [
                 {
                     "view": board.cell((table.name, row.key, column.head.key)),
@@ -177,11 +178,11 @@ def _recipe_in(data: bytes) -> Mapping[str, Any] | None:
 
 async def show_new(request: web.Request) -> web.Response:
     """The form for new pictures; `?like=ID` begins with that job's settings."""
-    board = request.app[BOARD]
+    board, shelf = request.app[BOARD], request.app[SHELF]
     like = await board.job(request.query["like"]) if "like" in request.query else None
     settings = like.settings if like else config.load()
     choices = {
-        kind: [(picture.head, board.input_of(key)) for key, picture in board.pictures.items() if picture.kind == kind]
+        kind: [(picture.head, shelf.ready(key)) for key, picture in shelf.pictures.items() if picture.kind == kind]
         for kind in ("content", "style")
     }
     context = {
