@@ -8,7 +8,7 @@ import pytest
 
 from core import config
 from core.config import Settings
-from core.errors import SettingsError
+from core.errors import ImageError, SettingsError
 from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab, png
 from ui.lab import filling, shelf
 from ui.lab.api import STUDIO
@@ -320,3 +320,42 @@ async def test_the_lab_opens_while_styles_are_still_to_be_painted(
     async with open_lab(tmp_path, config_of(SMALL_TABLE)) as lab:
         page = await lab.page("/")
         assert "Chelsea" in page and "To be painted" in page
+
+
+# ── The shelf ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_picture_that_the_studio_deleted_is_made_again(tmp_path: Path) -> None:
+    async with open_lab(tmp_path) as lab:
+        await lab.until(_painted_all(lab), bool)
+        first = await lab.app[SHELF].get("lilies")
+        await lab.app[STUDIO].forget(shelf.SHELF_OWNER)  # as after a day in which nobody used it
+        second = await lab.app[SHELF].get("lilies")
+        assert first != second
+        assert (await lab.app[STUDIO].input_path(second)).is_file()
+
+
+async def test_a_broken_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    genuine = shelf._file_bytes
+
+    def watched(path: Path, limit: int) -> bytes:
+        read.append(path)
+        return genuine(path, limit)
+
+    monkeypatch.setattr(shelf, "_file_bytes", watched)
+    path = tmp_path / "pictures" / "style" / "broken.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"no picture")
+    async with open_lab(tmp_path) as lab:
+        (key,) = (key for key, picture in lab.app[SHELF].pictures.items() if picture.file)
+        for _ in range(3):
+            with pytest.raises(ImageError, match="broken"):
+                await lab.app[SHELF].get(key)
+    assert read == [path]
+
+
+async def test_who_asks_for_one_picture_at_once_waits_for_one_painting(tmp_path: Path) -> None:
+    async with open_lab(tmp_path) as lab:
+        inputs = await asyncio.gather(*(lab.app[SHELF].get("lilies") for _ in range(5)))
+        assert len(set(inputs)) == 1 and lab.painted.count("lilies") == 1

@@ -4,7 +4,10 @@ request ─ headers ─ errors ─ Host ─ token ─ Origin, CSRF ─┬ views 
                                                           ├ api     JSON and its OpenAPI document
                                                           ├ events  one stream of changes per page
                                                           └ media   pictures by opaque id
-tables   what is to be seen, and the task that fills it
+tables   which tables there are: the configuration
+shelf    the pictures that tables name: samples, and the operator's folder
+board    what is in their cells, followed from the studio
+filling  the task that asks for what is missing
 shown    a job in words and addresses, for pages, streams and JSON alike
 uploads  bytes from strangers, until they are pictures
 """
