@@ -1,7 +1,10 @@
 """The bot around a studio: `serve` opens all of it on the studio's event loop, and closes it in reverse.
 
-async with Studio.open(data, settings.studio) as studio, serve(studio, settings) as bot:
-    await bot.until_failed()        # and whatever else the loop does: a lab, for instance
+    async with Studio.open(data, settings.studio) as studio, serve(studio, settings) as bot:
+        await bot.until_failed()
+
+Whatever else shares the loop, such as the lab, does so beside it; `companion` makes it part of a program that opens the
+studio itself.
 """
 
 import asyncio
@@ -22,12 +25,13 @@ from ui.bot.albums import ChatLocks
 from ui.bot.courier import Courier
 from ui.bot.delivery import Desk, Errands
 from ui.bot.gallery import Gallery
-from ui.bot.handlers import ALLOWED_UPDATES, AnyApplication, Handlers, PerChat, Replies
+from ui.bot.handlers import ALLOWED_UPDATES, AnyApplication, Handlers, PerChat
 from ui.bot.inbox import Inbox
 from ui.bot.limits import Pacer
 from ui.bot.pictures import Workshop
 from ui.bot.records import Album, ChatMemory, Draft, Letter, Person, Shelf, Task
 from ui.bot.redaction import redacted
+from ui.bot.scenes import Replies
 from ui.bot.settings import BotSettings, TokenError, load
 from ui.bot.texts import DEFAULT, Texts, languages
 

@@ -1,23 +1,7 @@
 """What the operator decides: a token from the environment or a file, and the rest from the data directory's `bot.toml`.
 
-access = "allow-list"           # or "open", the default
-allowed = [123456789]           # user ids, besides the admins; an empty list lets nobody in
-admins = [123456789]            # /queue, /pause, /resume, /stats; no caps
-pending_per_user = 4
-jobs_per_day = 40
-highest_level = 4               # for allowed people and admins: 256·2^level pixels on the shorter side
-highest_level_of_strangers = 2  # for everybody else
-keep_hours = 72                 # pictures and results are deleted after this time
-styles = "styles"               # a folder of further styles, relative to this file
-painted_styles = true           # offer the project's own styles too
-
-[changes]                       # core settings that are laid over every preset
-network = "compact"
-
-[webhook]                       # instead of long polling; a proxy in front of it speaks TLS
-url = "https://bot.example.org/telegram"
-listen = "127.0.0.1"
-port = 8443
+`deploy/bot.toml` shows every key of that file with its default. A key that nobody knows, or a value out of range, is an
+error: a slip must not open a bot that was meant to be closed.
 """
 
 import hashlib
