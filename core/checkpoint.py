@@ -26,6 +26,7 @@ class Checkpoint:
         levels: Level, content, style and total variation of the last loss.
         start: The picture [1, 3, H, W] that the stage began with.
         state: The optimiser's.
+        losses: Iteration and loss of every accepted step of this stage, by which it is told to have settled.
     """
 
     fingerprint: str
@@ -35,6 +36,7 @@ class Checkpoint:
     levels: tuple[tuple[int, float, float, float], ...]
     start: Tensor
     state: Mapping[str, Tensor]
+    losses: tuple[tuple[int, float], ...]
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -45,6 +47,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "before": checkpoint.before,
         "seconds": checkpoint.seconds,
         "levels": checkpoint.levels,
+        "losses": checkpoint.losses,
     }
     tensors = {"start": checkpoint.start} | {_STATE + key: value for key, value in checkpoint.state.items()}
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -67,6 +70,7 @@ def decode(data: bytes, fingerprint: str) -> Checkpoint:
             seconds=float(numbers["seconds"]),
             levels=tuple(tuple(level) for level in numbers["levels"]),
             start=tensors["start"],
+            losses=tuple((int(iteration), float(loss)) for iteration, loss in numbers["losses"]),
             state={key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)},
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -25,7 +25,7 @@ MAX_LEVEL = 6
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NetworkName = Literal["auto", "vgg19", "vgg19-oxford", "compact"]
-Layers = Literal["auto"] | tuple[str, ...]
+Layers = Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class _Frozen(BaseModel):
@@ -138,7 +138,7 @@ class Settings(_Frozen):
     """The starting picture: content, with structured noise, the noise alone, uniform random pixels, the style, or a
     picture given with the run."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    max_memory: Annotated[float, Field(gt=0)] | None = None
+    max_memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Memory that the run may use, in GiB (the whole process on a CPU, the device's on a GPU); none: what is free."""
     loss: LossSettings = LossSettings()
     noise: NoiseSettings = NoiseSettings()

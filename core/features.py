@@ -115,7 +115,8 @@ class Network:
             if key.startswith("metric.") and key.endswith(".weight"):
                 layer = key.removeprefix("metric.").removesuffix(".weight")
                 bias = weights.tensors[f"metric.{layer}.bias"]
-                yield layer, Metric(weight.to(self.device, torch.float32), bias.to(self.device, torch.float32))
+                wide = torch.promote_types(self.dtype, torch.float32)
+                yield layer, Metric(weight.to(self.device, wide), bias.to(self.device, wide))
 
     @property
     def layers(self) -> tuple[str, ...]:

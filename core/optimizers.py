@@ -53,7 +53,10 @@ class Optimizer(Protocol):
 
 
 _REFERENCE_LOSSES = 5
-_LENGTHS = (1.0, 1 / 4, 1 / 16, 1 / 64)
+_SHORTER = 1 / 4
+_QUASI_NEWTON_TRIALS = 4
+_STEEPEST_TRIALS = 12
+"""Enough to come from the first step's length down to one that helps a picture that is nearly finished."""
 
 
 def lbfgs(
@@ -95,6 +98,7 @@ class _Lbfgs:
         self._evaluate = evaluate
         self._step_length = step_length
         self._memory = memory
+        self._accepted = False
         if state is None:
             self.point = start
             self.loss, self.gradient = evaluate(start)
@@ -120,20 +124,24 @@ class _Lbfgs:
         """Evaluates one point after the other until one is accepted; ends without where there is none to be found."""
         if self._memory:
             direction = self._memory.direction(self.gradient)
-            for length in _LENGTHS:
-                accepted = self._try(length * direction)
-                yield
-                if accepted:
-                    return
-            del direction
-        self._memory.clear()
-        steepest = -self.gradient
-        first = self._step_length(self.point, steepest)
-        for length in _LENGTHS:
-            accepted = self._try(first * length * steepest)
-            yield
-            if accepted:
+            yield from self._shorten(direction, _QUASI_NEWTON_TRIALS)
+            if self._accepted:
                 return
+            self._memory.clear()
+        steepest = -self.gradient
+        yield from self._shorten(self._step_length(self.point, steepest) * steepest, _STEEPEST_TRIALS)
+
+    def _shorten(self, step: Tensor, trials: int) -> Iterator[None]:
+        """Tries the step and ever shorter ones, until one is accepted or moves nothing any more."""
+        self._accepted = False
+        for _ in range(trials):
+            if torch.equal(self.point + step, self.point):
+                return
+            self._accepted = self._try(step)
+            yield
+            if self._accepted:
+                return
+            step = _SHORTER * step
 
     def _try(self, step: Tensor) -> bool:
         point = self.point + step

@@ -187,7 +187,7 @@ class Pyramid:
         product = None if metric is None else metric.weight.T @ metric.weight
         if self.weights.normalisation == "gatys":
             return ContentTarget(features, share * 0.5 * self.network.convention.feature_scale**2, product)
-        norm = ContentTarget(torch.zeros_like(features), 1.0, product).distance(features)
+        norm = self._in_metric(layer, losses.gram(features, with_ones=bool(self.network.metrics))).trace()
         return ContentTarget(features, share / max(float(norm), torch.finfo(torch.float32).tiny), product)
 
     def evaluate(self, picture: Tensor, finest: int | None = None) -> PyramidLoss:

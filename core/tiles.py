@@ -224,11 +224,9 @@ class _Walk:
 
     def forward(self, prepared: Tensor) -> Iterator[_Band]:
         """Yields every band of every block, in order; its `layers` hold those of the block alone."""
-        inputs = prepared
         for number in range(len(self.blocks)):
-            self.inputs.append(inputs)
+            self.inputs.append(self._next if number else prepared)
             yield from self._forward_block(number)
-            inputs = self._next
 
     def _forward_block(self, number: int) -> Iterator[_Band]:
         inputs = self.inputs[number]
@@ -286,7 +284,7 @@ class _Walk:
             gradient: Tensor | None = None
             for band in self._bands_again(number):
                 piece = self._back_propagate(band, layer_gradients, downstream)
-                if piece.shape == inputs.shape:
+                if gradient is None and piece.shape == inputs.shape:
                     gradient = piece
                 else:
                     gradient = torch.zeros_like(inputs) if gradient is None else gradient

@@ -47,7 +47,8 @@ class Step:
         height: Of the current picture, in pixels; earlier stages are smaller.
         width: Likewise.
         picture: Computes the current picture when called: float32 [1, 3, H, W] in [0, 1] on the CPU.
-        checkpoint: Gathers, when called, everything that `Transfer.steps` needs to go on from here.
+        checkpoint: Gathers, when called, everything that `Transfer.steps` needs to go on from here; to be called
+            before the next step is asked for.
     """
 
     stage: int
@@ -274,6 +275,8 @@ class _Stage:
         self._resumed = resumed
         self._rule = parametrise(transfer.settings.optimizer, start)
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
+        self._losses = {} if resumed is None else dict(resumed.losses)
+        self._total = 0.0  # of the latest evaluation, accepted or not
         self._evaluated: tuple[LevelLoss, ...] = ()
         self.spent = before
         self.picture = start
@@ -281,7 +284,7 @@ class _Stage:
     def steps(self) -> Iterator[Step]:
         """Yields the stage's start and every accepted step."""
         began = time.monotonic() - (self._resumed.seconds if self._resumed else 0.0)
-        losses: dict[int, float] = {}
+        losses = self._losses
         for iterate in self._run():
             if not math.isfinite(iterate.loss):
                 raise DivergenceError(
@@ -295,6 +298,12 @@ class _Stage:
             yield self._step(iterate, seconds)
             if iterate.iteration >= self._planned(self._number) or self._settled(list(losses.values())):
                 break
+        else:
+            if not math.isfinite(self._total):
+                raise DivergenceError(
+                    "every further step led to a loss that is not a finite number",
+                    "Try --set precision=float32 or smaller weights",
+                )
         self.picture = self._rule.picture(iterate.point)
 
     def _run(self) -> Iterator[Iterate]:
@@ -308,7 +317,7 @@ class _Stage:
 
     def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
         loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)
-        self._evaluated = loss.levels
+        self._evaluated, self._total = loss.levels, loss.total
         return loss.total, self._rule.pull_back(variable, loss.gradient)
 
     def _step_length(self, point: Tensor, direction: Tensor) -> float:
@@ -342,6 +351,7 @@ class _Stage:
                     seconds=seconds,
                     levels=tuple(astuple(level) for level in levels),
                     start=self._start,
+                    losses=tuple(self._losses.items()),
                     state=iterate.state(),
                 )
             )

@@ -494,13 +494,14 @@ def test_an_error_on_the_way_leaves_the_last_good_picture(
 
 
 def break_after(monkeypatch: pytest.MonkeyPatch, count: int, error: Exception) -> None:
-    """Lets every run fail after so many steps (the first of which is the start)."""
+    """Lets every run fail after so many accepted steps (the first of which is the start)."""
     whole = transfer.Transfer.steps
 
     def steps(self: Transfer, checkpoint: bytes | None = None) -> Iterator[Step]:
-        for _, step in zip(range(count), whole(self, checkpoint), strict=False):
+        for step in whole(self, checkpoint):
             yield step
-        raise error
+            if step.iteration == count - 1:
+                raise error
 
     monkeypatch.setattr(transfer.Transfer, "steps", steps)
 
@@ -667,14 +668,15 @@ def test_an_interruption_on_the_first_step_writes_the_start(stylize: Command, mo
 
 
 def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Lets Ctrl-C come while the step that counts from 1 is shown."""
+    """Lets Ctrl-C come while the accepted step that counts from 1 is shown."""
     show = display.Display.show
-    shown = []
+    shown: set[tuple[int, int]] = set()
 
     def show_and_interrupt(self: display.Display, step: Step) -> None:
         show(self, step)
-        shown.append(step)
-        if len(shown) == count:
+        known = len(shown)
+        shown.add((step.stage, step.iteration))
+        if known < count == len(shown):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(display.Display, "show", show_and_interrupt)
