@@ -1,14 +1,23 @@
 // Takes a part of this page anew from the lab, where more changed than words and pictures.
 
-let waiting = null;
+let underWay = null;
+let again = false;
 
 export function refresh(selector) {
-  waiting ??= later(selector).finally(() => { waiting = null; });
-  return waiting;
+  again = again || underWay !== null; // what is on its way may have been written before the latest change
+  underWay ??= refreshed(selector).finally(() => { underWay = null; });
+  return underWay;
 }
 
-async function later(selector) {
-  await new Promise((resolve) => setTimeout(resolve, 300)); // several changes at once are one
+async function refreshed(selector) {
+  do {
+    await new Promise((resolve) => setTimeout(resolve, 300)); // several changes at once are one
+    again = false;
+    await replace(selector);
+  } while (again);
+}
+
+async function replace(selector) {
   const response = await fetch(location.href);
   if (!response.ok) return;
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector(selector);

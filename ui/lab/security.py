@@ -201,7 +201,8 @@ async def send_headers(request: web.Request, response: web.StreamResponse) -> No
     """Adds `HEADERS` to a response that is about to be sent (a signal of the application)."""
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
-    response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+    lasting = "no-cache" if request.path.startswith("/static/") else "no-store"  # the former asks whether it changed
+    response.headers.setdefault(hdrs.CACHE_CONTROL, lasting)
 
 
 def session_of(request: web.Request) -> str:
