@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compact", description="Compare compact with VGG-19.")
     parser.add_argument("--teacher", type=Path, required=True, help="VGG-19's Oxford weights, up to conv3_4 at least")
     parser.add_argument("--pictures", type=Path, required=True, help="a folder with content/ and style/ in it")
-    parser.add_argument("--folder", type=Path, default=Path("comparison"), help="where stylised pictures are kept")
+    parser.add_argument("--folder", type=Path, default=Path("out/comparison"), help="where stylised pictures are kept")
     parser.add_argument("--evaluations", type=int, default=60, help="per stage (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="all twelve pairs instead of six")
     parser.add_argument("--output", type=Path, default=RESULTS / "compact.json")

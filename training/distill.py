@@ -573,7 +573,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--widths", type=_widths, default=defaults.widths, help="of the eight convolutions: 24,32,…")
     parser.add_argument("--rate", type=float, default=defaults.rate, help="of learning, at its highest (%(default)s)")
     parser.add_argument("--wider", type=Path, help="begin as a reduction of this checkpoint's wider student")
-    parser.add_argument("--run", type=Path, default=Path("distillation"), help="folder of checkpoint and log")
+    parser.add_argument("--run", type=Path, default=Path("out/distillation"), help="folder of checkpoint and log")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="where the weights are written")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, … (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed)
