@@ -26,6 +26,7 @@ def some_checkpoint() -> Checkpoint:
         seconds=1.5,
         levels=((0, 0.125, 1e-30, 0.0), (1, 0.1, 2.5, 3.0)),
         start=torch.rand(1, 3, 5, 7, generator=draw),
+        losses=((0, 0.5), (1, 0.25)),
         state={
             "point": torch.randn(1, 3, 5, 7, generator=draw).contiguous(memory_format=torch.channels_last),
             "steps": torch.randn(2, 105, generator=draw).bfloat16(),
