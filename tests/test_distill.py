@@ -271,7 +271,8 @@ def test_an_exported_network_is_the_student(
 ) -> None:
     """`core` sees through the exported file what the student sees, up to the rounding to 16 bit."""
     run = Run.__new__(Run)
-    run.plan, run.teacher, run.library, run.trainee, run.dtype = SMALL, teacher, library, trainee, torch.float32
+    run.plan, run.teacher, run.library, run.trainee = SMALL, teacher, library, trainee
+    run.dtype, run.wider = torch.float32, None
     file = tmp_path / "compact.safetensors"
     run.export(file)
     network = Network(weights.load("compact", file))

@@ -374,6 +374,14 @@ def averaged_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return student.tensors()
 
 
+def origin(checkpoint: Path | None) -> dict[str, Any]:
+    """What is to be known of the student that a run began from."""
+    if checkpoint is None:
+        return {"teacher": "least squares"}
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return {"widths": state["widths"], "steps": state["steps"], "minutes": round(state["seconds"] / 60, 1)}
+
+
 # --------------------------------------------------------------------------------------------------------- examination
 
 
@@ -532,6 +540,7 @@ class Run:
             "plan": asdict(self.plan),
             "steps": self.trainee.steps,
             "minutes": round(self.trainee.seconds / 60, 1),
+            "began_from": origin(self.wider),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
             "precision": str(self.dtype).removeprefix("torch."),
             "teacher_sha256": self.teacher.sha256,
