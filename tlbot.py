@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,4 +72,9 @@ async def _until_over(stop: asyncio.Event, bot: Bot, studio: Studio) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # A thread may be deep in a computation. What it saved is safe; waiting for it would take its time, and taking the
+    # interpreter down around it can abort the process with another status.
+    os._exit(status)

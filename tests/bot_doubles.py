@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ from pydantic import SecretStr
 from core.studio import Job, Studio
 from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Output, Run
-from tests.bot_api import TOKEN, BotApi
+from tests.bot_api import TOKEN, BotApi, Person
 from tests.studio_doubles import QUICK, Rehearsal
 from ui.bot.app import Bot, serve
 from ui.bot.limits import CLOUD, Pace
 from ui.bot.settings import BotSettings, Rhythm
 
 Colour = tuple[int, int, int]
+
+RED, BLUE, GREEN, YELLOW, GREY = (200, 0, 0), (0, 0, 200), (0, 200, 0), (200, 200, 0), (90, 90, 90)
 
 RHYTHM = Rhythm(album_quiet=0.3, album_longest=2.0, edit=0.05, preview=0.1, retry=0.1, group_factor=1.0, shutdown=2.0)
 PACE = Pace(chat_seconds=0.01, group_seconds=0.5, all_seconds=0.001)
@@ -66,6 +69,30 @@ def _colour(path: Path) -> Colour:
     with Image.open(path) as image:
         pixel = image.convert("RGB").getpixel((image.width // 2, image.height // 2))
     return pixel  # type: ignore[return-value]
+
+
+def results(person: Person) -> list[object]:
+    """What the delivered files show, in their order."""
+    return [colours(person.api.files[message["document"]["file_id"]]) for message in person.documents]
+
+
+def contains(message: dict[str, object], text: str) -> bool:
+    return text in str(message)
+
+
+class Gate:
+    """Holds every run at an iteration until it is opened."""
+
+    def __init__(self, iteration: int = 3) -> None:
+        self._iteration = iteration
+        self._open = threading.Event()
+
+    def __call__(self, run: Run, iteration: int) -> None:
+        if iteration == self._iteration:
+            assert self._open.wait(30)
+
+    def open(self) -> None:
+        self._open.set()
 
 
 def settings(api: BotApi | str, data: Path, **changes: object) -> BotSettings:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bot_api import BotApi, Person
-from tests.bot_doubles import Sketch, fill_gallery, flat, running
-from tests.test_bot_conversation import BLUE, GREEN, RED, Gate, results
+from tests.bot_doubles import BLUE, GREEN, RED, Gate, Sketch, fill_gallery, flat, results, running
 
 
 @pytest.fixture

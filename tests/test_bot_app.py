@@ -19,9 +19,8 @@ from PIL import Image
 from core import images
 from core.errors import SettingsError
 from tests.bot_api import TOKEN, BotApi, Person
-from tests.bot_doubles import colours, flat, running
+from tests.bot_doubles import BLUE, RED, colours, flat, results, running
 from tests.bot_doubles import settings as quick_settings
-from tests.test_bot_conversation import BLUE, RED, results
 from ui.bot.app import companion
 from ui.bot.limits import CLOUD, SELF_HOSTED
 from ui.bot.redaction import redacted

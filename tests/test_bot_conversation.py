@@ -3,7 +3,6 @@
 import asyncio
 import io
 import logging
-import threading
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,21 @@ from PIL import Image
 from core import config, images
 from core.studio.jobs import Run
 from tests.bot_api import BotApi, Person
-from tests.bot_doubles import Sketch, colours, fill_gallery, flat, running
+from tests.bot_doubles import (
+    BLUE,
+    GREEN,
+    GREY,
+    RED,
+    YELLOW,
+    Gate,
+    Sketch,
+    contains,
+    fill_gallery,
+    flat,
+    results,
+    running,
+)
 
-RED, BLUE, GREEN, YELLOW, GREY = (200, 0, 0), (0, 0, 200), (0, 200, 0), (200, 200, 0), (90, 90, 90)
 ME = "@pyramid_style_bot"
 
 
@@ -24,30 +35,6 @@ ME = "@pyramid_style_bot"
 async def api() -> AsyncIterator[BotApi]:
     async with BotApi() as server:
         yield server
-
-
-def results(person: Person) -> list[object]:
-    """What the delivered files show, in their order."""
-    return [colours(person.api.files[message["document"]["file_id"]]) for message in person.documents]
-
-
-def contains(message: dict[str, object], text: str) -> bool:
-    return text in str(message)
-
-
-class Gate:
-    """Holds every run at an iteration until it is opened."""
-
-    def __init__(self, iteration: int = 3) -> None:
-        self._iteration = iteration
-        self._open = threading.Event()
-
-    def __call__(self, run: Run, iteration: int) -> None:
-        if iteration == self._iteration:
-            assert self._open.wait(30)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 # ── The usual way ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,6 +203,22 @@ async def test_a_style_first_and_then_the_photo(api: BotApi, tmp_path: Path) -> 
         person.sends_photo(flat(RED))
         await person.receives()
     assert results(person) == [(RED, YELLOW)]
+
+
+async def test_the_gallery_for_a_picture_that_is_replied_to(api: BotApi, tmp_path: Path) -> None:
+    fill_gallery(tmp_path)
+    person = Person(api, 7)
+    async with running(api, tmp_path):
+        old = person.sends_photo(flat(RED))
+        await person.hears("Which style?")
+        person.sends_photo(flat(BLUE))
+        await person.receives()  # these two were a pair
+        person.sends_photo(flat(GREY))
+        await person.hears("Which style?", 2)
+        person.says("/styles", reply_to=old)
+        person.presses(await person.hears("Which style?", 3), "1 · Green")
+        await person.receives(2)
+    assert results(person) == [(RED, BLUE), (RED, GREEN)]
 
 
 async def test_a_file_is_taken_at_full_quality_and_without_its_metadata(api: BotApi, tmp_path: Path) -> None:

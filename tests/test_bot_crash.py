@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bot_api import BotApi, Call, Person
-from tests.bot_doubles import flat
-from tests.test_bot_conversation import BLUE, results
+from tests.bot_doubles import BLUE, flat, results
 
 ROOT = Path(__file__).resolve().parent.parent
 PEOPLE = 10

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.bot_api import BotApi, Fault, Limits, Person, Refused
-from tests.bot_doubles import RHYTHM, Sketch, flat, running
-from tests.test_bot_conversation import BLUE, GREEN, RED, Gate, results
+from tests.bot_doubles import BLUE, GREEN, RED, RHYTHM, Gate, Sketch, flat, results, running
 from ui.bot.limits import CLOUD, Pace
 
 

@@ -78,7 +78,7 @@ class Conversation:
     async def _styles(self, scene: Scene) -> Replies:
         """The gallery: for the picture that waits, or that is replied to, or for the next one."""
         if (part := self._replied_picture(scene)) and part.source:
-            return await self._take(scene, part)
+            return await self._begin_with(scene, part, part.source)
         draft = self._open_draft(scene.place.chat, scene.user)
         if draft is None or draft.content is None:
             draft = self._draft(scene, name_of("styles", scene.place.chat, scene.message.message_id))
@@ -202,7 +202,10 @@ class Conversation:
             return replies
         if self._desk.tasks.get(pair):
             return []  # it came before
-        fresh = self._draft(scene, name_of("draft", chat, part.message), content=source)
+        return await self._begin_with(scene, part, source)
+
+    async def _begin_with(self, scene: Scene, part: Part, content: Source) -> Replies:
+        fresh = self._draft(scene, name_of("draft", scene.place.chat, scene.user, part.message), content)
         fresh = fresh.model_copy(update={"place": reply_to(scene.place, part.message)})
         await self._drafts.put(fresh.id, fresh)
         return self._ask_for_style(fresh, scene.texts)
