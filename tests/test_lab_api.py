@@ -214,7 +214,8 @@ async def test_the_last_level_is_not_enlarged(lab: Lab) -> None:
 async def test_the_queue_is_paused_and_goes_on(lab: Lab) -> None:
     await lab.send("PUT", "/api/queue", {"paused": True})
     job = await lab.submit()
-    assert await lab.json("/api/queue") == {"paused": True, "queued": 1, "running": 0}
+    queue = await lab.json("/api/queue")
+    assert queue == {"paused": True, "queued": 1, "running": 0, "text": "Paused · 0 painting · 1 waiting"}
     await lab.send("PUT", "/api/queue", {"paused": False})
     assert (await lab.done(job["id"]))["state"] == "done"
 

@@ -166,7 +166,7 @@ async def test_a_failed_job_says_why_and_what_to_do(tmp_path: Path) -> None:
         job = await lab.done((await lab.submit())["id"])
         assert job["state"] == "failed" and job["actions"] == ["retry"]
         text = await lab.page(job["page"])
-        assert "something went wrong in the studio" in text and "boom" not in text
+        assert "Something went wrong in the studio" in text and "boom" not in text
 
 
 # ── Copies ───────────────────────────────────────────────────────────────────────────────────────────────────────────

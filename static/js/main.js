@@ -11,8 +11,7 @@ const { page, table, jobId } = document.body.dataset;
 function showQueue(queue) {
   const line = document.querySelector("[data-queue]");
   line.dataset.paused = queue.paused ? "yes" : "no";
-  const words = `${queue.paused ? "Paused · " : ""}${queue.running} painting · ${queue.queued} waiting`;
-  line.querySelector("[data-queue-text]").textContent = words;
+  line.querySelector("[data-queue-text]").textContent = queue.text;
   const button = line.querySelector("[data-queue-toggle]");
   button.hidden = false;
   button.textContent = queue.paused ? "Go on" : "Pause all";

@@ -42,6 +42,8 @@ class QueueView(Model):
     paused: bool
     queued: int
     running: int
+    text: str
+    """The same in words."""
 
 
 class Named(Model):
@@ -120,7 +122,9 @@ class Board:
     def queue(self) -> QueueView:
         """How busy the studio is."""
         running = sum(state is JobState.RUNNING for state in self._states.values())
-        return QueueView(paused=self._studio.queue_paused, queued=len(self._studio.queue()), running=running)
+        queued, paused = len(self._studio.queue()), self._studio.queue_paused
+        busy = f"{running} painting · {queued} waiting" if running or queued else "Nothing to do"
+        return QueueView(paused=paused, queued=queued, running=running, text=f"Paused · {busy}" if paused else busy)
 
     async def job(self, job_id: str) -> Job:
         """A job of the lab.

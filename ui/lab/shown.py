@@ -195,7 +195,8 @@ def _alt(job: Job) -> str:
 
 def _note(job: Job) -> str:
     if job.error:
-        return str(job.error)
+        told = str(job.error)
+        return told[:1].upper() + told[1:]
     return job.notices[-1].text if job.notices else ""
 
 
