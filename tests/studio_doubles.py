@@ -21,7 +21,7 @@ GIB = 2**30
 QUICK = StudioSettings(
     checkpoint_seconds=0, preview_seconds=0, progress_seconds=0, record_seconds=0, poll_seconds=0.05, shutdown_seconds=2
 )
-SMALL = Settings(levels=0)
+SMALL = Settings.model_validate({"levels": 0, "optimizer": {"iterations": 60}})
 
 
 def progress(iteration: int, iterations: int = 60, seconds: float = 1.0) -> Progress:
