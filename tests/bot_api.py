@@ -560,6 +560,10 @@ class Person:
         """Sends a file."""
         return self._sends(reply_to, **self._as_document(data, name, kind, size))
 
+    def message_with_document(self, data: bytes, size: int | None = None) -> dict[str, Any]:
+        """A message with a file, to be delivered."""
+        return self._message(None, **self._as_document(data, size=size))
+
     def sends(self, **content: Any) -> dict[str, Any]:
         """Sends anything else."""
         return self._sends(None, **content)

@@ -45,7 +45,7 @@ async def test_pending_paintings_are_capped(api: BotApi, tmp_path: Path) -> None
     async with running(api, tmp_path, Sketch(5, hook=gate), pending_per_user=2) as stage:
         person.sends_album(flat(RED), flat(BLUE), flat(GREEN), flat((1, 1, 1)))
         person.presses(await person.hears("Shall I make 3 paintings?"), "Yes")
-        await person.hears("You have 2 paintings waiting already.")
+        await person.hears("You already have 2 on the easel.")
         gate.open()
         await person.receives(2)
         assert len(await stage.studio.jobs()) == 2
@@ -61,7 +61,7 @@ async def test_paintings_of_a_day_are_capped(api: BotApi, tmp_path: Path) -> Non
         person.says("/forget")
         await person.hears("are deleted here")
         person.sends_album(flat(RED), flat(BLUE))
-        await person.hears("That makes 1 paintings within a day")
+        await person.hears("The limit here is 1 a day")
         for count in (1, 2):
             admin.sends_album(flat(RED), flat(BLUE))
             await admin.receives(count)
@@ -103,7 +103,7 @@ async def test_admins_see_and_steer_the_queue(api: BotApi, tmp_path: Path) -> No
         await person.receives()
         await person.hears("Done.")
         admin.says("/stats")
-        await admin.hears("1 paintings of 1 people; 0 on their way")
+        await admin.hears("paintings 1, people 1; on their way 0")
 
 
 async def test_nobody_else_steers_the_queue(api: BotApi, tmp_path: Path) -> None:
@@ -151,6 +151,7 @@ async def test_forget_stops_what_is_under_way(api: BotApi, tmp_path: Path) -> No
         await person.hears("In the queue")
         person.says("/forget")
         await person.hears("are deleted here")
+        await api.until(lambda: not any("reply_markup" in message for message in person.heard))
         gate.open()
         await other.receives()
         assert [job.owner for job in await stage.studio.jobs()] == ["tg:8"]

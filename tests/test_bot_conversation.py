@@ -540,6 +540,17 @@ async def test_a_broken_picture_is_named_with_what_to_do(
         assert language == "en" or len(english) < 20, status["text"]
 
 
+async def test_a_file_whose_size_only_the_server_knows(api: BotApi, tmp_path: Path) -> None:
+    person = Person(api, 7, "ru")
+    async with running(api, tmp_path):
+        message = person.message_with_document(flat(RED), size=25 * 2**20)
+        del message["document"]["file_size"]
+        person.delivers(message)
+        await api.until(lambda: person.heard)
+        person.sends_photo(flat(BLUE))
+        await person.hears("Файл такого размера Telegram ботам не отдаёт. Пришлите его как фото или уменьшите.")
+
+
 async def test_a_failure_has_a_number_and_the_log_has_the_rest(
     api: BotApi, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

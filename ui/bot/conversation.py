@@ -111,7 +111,7 @@ class Conversation:
 
     async def _forget(self, scene: Scene) -> Replies:
         """At once: what is under way, what is finished, and what is remembered."""
-        await self._errands.forget(scene.user)
+        stale = await self._errands.forget(scene.user)
         await self.albums.forget(scene.user)
         for draft in self._drafts:
             if draft.user == scene.user:
@@ -119,7 +119,7 @@ class Conversation:
         if not scene.place.group:
             await self._chats.remove(str(scene.place.chat))
         await self._desk.studio.forget(owner_of(scene.user))
-        return scene.reply("forgotten")
+        return [*scene.reply("forgotten"), *(Reply(place=place, kind="strip") for place in stale)]
 
     # Pictures
 

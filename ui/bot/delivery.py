@@ -25,7 +25,6 @@ from ui.bot.access import Access
 from ui.bot.choices import presets, settings_of
 from ui.bot.courier import Courier, UnreachableError
 from ui.bot.gallery import Gallery
-from ui.bot.limits import MIB
 from ui.bot.pictures import Workshop, as_document, as_photo, recoloured, stripped
 from ui.bot.records import Keyboard, Place, Shelf, Source, Task
 from ui.bot.settings import BotSettings
@@ -114,12 +113,16 @@ class Errands:
             if task.held and task.place.chat == chat:
                 self._start(task.id)
 
-    async def forget(self, user: int) -> None:
-        """Stops all errands of a person and forgets them."""
+    async def forget(self, user: int) -> list[Place]:
+        """Stops all errands of a person and forgets them; the status messages that were still to change."""
+        stale = []
         for task in self._desk.tasks:
             if task.user == user:
                 await self._stop(task.id)
                 await self._desk.tasks.remove(task.id)
+                if task.status and not task.told:
+                    stale.append(reply_to(task.place, task.status))
+        return stale
 
     async def forget_old(self) -> None:
         """Forgets tasks whose pictures have been deleted."""
@@ -325,7 +328,7 @@ class Errand:
         except (BadRequest, Forbidden, InvalidToken) as error:
             log.info("task %s: a picture can't be fetched: %s", self.task_id, error)
             if "too big" in str(error).lower():
-                cause = f"this file is larger than the {limit // MIB} MB that Telegram lets bots fetch"
+                cause = "this file is larger than Telegram lets bots fetch"
                 raise UserError(cause, "Send it as a photo, or make it smaller") from None
             raise UserError("Telegram doesn't have this picture any more", "Send it again") from None
 

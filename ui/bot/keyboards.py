@@ -30,6 +30,10 @@ def _button(text: str, *words: object) -> Button:
     return Button(text=text, data=data)
 
 
+def _signed(step: int) -> str:
+    return f"{step:+d}".replace("-", "−") if step else "0"
+
+
 def _in_rows(buttons: Sequence[Button], columns: int) -> Keyboard:
     return tuple(tuple(buttons[start : start + columns]) for start in range(0, len(buttons), columns))
 
@@ -93,7 +97,7 @@ def settings(texts: Texts, memory: ChatMemory, user: int, highest_level: int) ->
         choice(texts.name("presets", preset.name, preset.title), "preset", preset.name, preset.name == chosen.preset)
         for preset in presets()
     ]
-    strengths = [choice(f"{step:+d}" if step else "0", "strength", step, step == chosen.strength) for step in STRENGTHS]
+    strengths = [choice(_signed(step), "strength", step, step == chosen.strength) for step in STRENGTHS]
     colours = [choice(texts.say(f"colours.{name}"), "colours", name, name == chosen.colours) for name in COLOURS]
     tongues = [
         choice(known.say("language.name"), "language", code, code == memory.language)
