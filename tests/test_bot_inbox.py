@@ -109,19 +109,19 @@ async def test_a_full_disk_holds_the_update_back(records: Records, monkeypatch: 
 
 async def test_two_who_change_a_value_at_the_same_time_dont_undo_each_other(records: Records) -> None:
     shelf = Shelf(records, "bot.drafts", Draft)
-    await shelf.put("a", Draft(id="a", place=Place(chat=7), user=7, language="en"))
+    await shelf.put("a", Draft(id="a", place=Place(chat=7), user=7))
 
     async def change(**changes: object) -> None:
         draft = shelf.get("a")
         assert draft is not None
         await shelf.put("a", draft.model_copy(update=changes))
 
-    await asyncio.gather(change(open=False), change(album="x"), change(language="ru"))
+    await asyncio.gather(change(open=False), change(album="x"), change(user=8))
     fresh = Shelf(records, "bot.drafts", Draft)
     await fresh.load()
     for draft in (shelf.get("a"), fresh.get("a")):
         assert draft is not None
-        assert (draft.open, draft.album, draft.language) == (False, "x", "ru")
+        assert (draft.open, draft.album, draft.user) == (False, "x", 8)
 
 
 async def test_a_value_that_cant_be_written_counts_for_nothing(
@@ -134,13 +134,13 @@ async def test_a_value_that_cant_be_written_counts_for_nothing(
 
     monkeypatch.setattr(records, "put", full)
     with pytest.raises(StorageError):
-        await shelf.put("a", Draft(id="a", place=Place(chat=7), user=7, language="en"))
+        await shelf.put("a", Draft(id="a", place=Place(chat=7), user=7))
     assert shelf.get("a") is None
 
 
 async def test_one_value_that_cant_be_read_hides_no_other(records: Records) -> None:
     await records.put("bot.drafts", "bad", {"nothing": "known"})
-    await records.put("bot.drafts", "good", {"id": "g", "place": {"chat": 7}, "user": 7, "language": "en"})
+    await records.put("bot.drafts", "good", {"id": "g", "place": {"chat": 7}, "user": 7})
     shelf = Shelf(records, "bot.drafts", Draft)
     await shelf.load()
     assert [key for key, _ in shelf.items()] == ["good"]

@@ -71,7 +71,7 @@ def test_texts_keep_within_telegrams_limits(language: Texts) -> None:
 @pytest.mark.parametrize("language", languages().values(), ids=lambda language: language.code)
 def test_every_button_fits(language: Texts) -> None:
     place, source = Place(chat=-(10**15)), Source(kind="telegram", name="x")
-    draft = Draft(id="f" * 16, place=place, user=10**15, language="en", styles=(source,) * 9)
+    draft = Draft(id="f" * 16, place=place, user=10**15, styles=(source,) * 9)
     task = Task(id="f" * 16, place=place, user=10**15, language="en", content=source, style=source, choices=Choices())
     gallery = [Style(sample.name, sample.title) for sample in samples.styles()] + [
         Style("f" * 12, "own", Path("own.png"))

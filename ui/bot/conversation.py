@@ -178,7 +178,7 @@ class Conversation:
         if problem:
             return [Reply(place=place, text=problem)]
         content, *styles = [part.source for part in album.parts if part.source]
-        draft = Draft(id=name_of("album", key), place=place, user=album.user, language=album.language, album=key)
+        draft = Draft(id=name_of("album", key), place=place, user=album.user, album=key)
         if len(styles) == 1:
             return await self._promises.make(draft, language, [(name_of("pair", key), content, styles[0])])
         draft = draft.model_copy(update={"content": content, "styles": tuple(styles), "open": not styles})
@@ -211,7 +211,7 @@ class Conversation:
         return self._ask_for_style(fresh, scene.texts)
 
     def _draft(self, scene: Scene, draft_id: str, content: Source | None = None) -> Draft:
-        return Draft(id=draft_id, place=scene.place, user=scene.user, language=scene.texts.code, content=content)
+        return Draft(id=draft_id, place=scene.place, user=scene.user, content=content)
 
     def _open_draft(self, chat: int, user: int) -> Draft | None:
         """What this person began a few minutes ago."""

@@ -13,7 +13,6 @@ from ui.bot.limits import CALLBACK_DATA
 from ui.bot.records import Button, ChatMemory, Draft, Keyboard, Task
 from ui.bot.texts import Texts, languages
 
-VARIANTS = ("again", "stronger", "weaker", "larger", "swap")
 NOTHING = "-"
 
 

@@ -167,7 +167,6 @@ class Draft(Record):
     id: str
     place: Place
     user: int
-    language: str
     content: Source | None = None
     style: Source | None = None
     styles: tuple[Source, ...] = ()
