@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from core.studio import JobState, Studio
 from tests.bot_api import BotApi, Fault, Limits, Person, Refused
 from tests.bot_doubles import BLUE, GREEN, RED, RHYTHM, Gate, Sketch, flat, results, running
 from ui.bot.limits import CLOUD, Pace
@@ -272,6 +273,43 @@ async def test_a_restart_goes_on_with_albums_jobs_and_status_messages(api: BotAp
         [(BLUE, GREEN)],
     ]
     assert Counter(call.chat for call in api.made("sendMessage")) == {7: 1, 8: 1, 9: 1}, "one status message each"
+
+
+async def noted(studio: Studio, **changes: object) -> None:
+    """Changes the only task on the disk, as a process does that is killed right after."""
+    ((key, task),) = (await studio.records.all("bot.tasks")).items()
+    await studio.records.put("bot.tasks", key, task | changes)
+
+
+async def test_a_cancel_that_was_cut_off_is_carried_out(api: BotApi, tmp_path: Path) -> None:
+    person = Person(api, 7)
+    async with running(api, tmp_path) as stage:
+        await stage.studio.pause_queue()
+        person.sends_album(flat(RED), flat(BLUE))
+        await person.hears("The queue is paused")
+        await noted(stage.studio, cancelled=True)
+    async with running(api, tmp_path) as stage:
+        await person.hears("Cancelled.")
+        assert (await stage.job()).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_retry_that_was_cut_off_is_carried_out(api: BotApi, tmp_path: Path, begun: bool) -> None:
+    person, gate = Person(api, 7), Gate()
+    async with running(api, tmp_path, Sketch(5, hook=gate)) as stage:
+        person.sends_album(flat(RED), flat(BLUE))
+        person.presses(await person.hears("Painting"), "Cancel")
+        await person.hears("Cancelled.")
+        gate.open()
+        await stage.studio.pause_queue()
+        if begun:
+            await stage.studio.retry((await stage.job()).id)
+        await noted(stage.studio, outcome="", cancelled=False, told=False, again=True)
+    async with running(api, tmp_path) as stage:
+        await stage.studio.resume_queue()
+        await person.receives()
+        assert (await stage.job()).attempt == 2
+    assert results(person) == [(RED, BLUE)]
 
 
 async def test_closing_is_quick_with_everything_under_way(api: BotApi, tmp_path: Path) -> None:

@@ -86,26 +86,15 @@ class Errands:
         """Says that nobody waits for a painting any more."""
         await self._change(task.id, cancelled=True)
         if task.job:
-            with contextlib.suppress(JobStateError, NoSuchJobError):
-                job = await self._desk.studio.job(task.job)
-                await self._desk.studio.cancel(job.id, job.attempt)
+            await withdraw(self._desk.studio, task.job)
 
     async def retry(self, task: Task) -> None:
-        """Begins again with a painting that failed or was cancelled.
-
-        Raises:
-            UserError: The studio can't take it now.
-        """
-        if task.outcome not in ("failed", "cancelled"):
-            return
-        if task.job:
-            try:
-                await self._desk.studio.retry(task.job)
-            except NoSuchJobError:
-                await self._change(task.id, job=None)
-        await self._stop(task.id)
-        await self._change(task.id, outcome="", error="", ended=None, cancelled=False, told=False)
-        self._start(task.id)
+        """Begins again with a painting that failed or was cancelled."""
+        if task.outcome in ("failed", "cancelled"):
+            await self._stop(task.id)
+            afresh = {"outcome": "", "error": "", "ended": None, "cancelled": False, "told": False, "again": True}
+            await self._change(task.id, **afresh)
+            self._start(task.id)
 
     def release(self, chat: int) -> None:
         """Goes on with what was held back because a chat was out of reach."""
@@ -128,7 +117,8 @@ class Errands:
         """Forgets tasks whose pictures have been deleted."""
         before = time.time() - self._desk.settings.keep_seconds
         for task in self._desk.tasks:
-            if (task.ended or task.created if task.held else task.ended or time.time()) < before:
+            ended = task.ended or (task.created if task.held else None)
+            if ended is not None and ended < before:
                 await self._stop(task.id)
                 await self._desk.tasks.remove(task.id)
 
@@ -254,17 +244,29 @@ class Errand:
 
     async def _work(self) -> Job | None:
         """Sees the job through; none where it was cancelled before there was one."""
+        if self.task.again:
+            await self._begin_again()
         if self.task.job is None:
             job = await self._submit()
             if job is None:
                 return None
             await self._note(job=job.id)
             log.info("task %s of %s is job %s", self.task_id, self.task.owner, job.id)
-            if self.task.cancelled:
-                with contextlib.suppress(JobStateError):
-                    await self._desk.studio.cancel(job.id, job.attempt)
         assert self.task.job is not None
+        if self.task.cancelled:
+            await withdraw(self._desk.studio, self.task.job)
         return await self._follow(self.task.job)
+
+    async def _begin_again(self) -> None:
+        """Has the studio retry the job; one that was deleted meanwhile is submitted anew."""
+        if self.task.job:
+            try:
+                await self._desk.studio.retry(self.task.job)
+            except NoSuchJobError:
+                await self._note(job=None)
+            except JobStateError as error:  # it goes on already: we crashed before that was noted
+                log.info("task %s isn't retried: %s", self.task_id, error)
+        await self._note(again=False)
 
     async def _submit(self) -> Job | None:
         task, studio = self.task, self._desk.studio
@@ -534,6 +536,13 @@ def progress_text(language: Texts, job: Job | None, queue_paused: bool) -> str:
 def _preset_title(language: Texts, name: str) -> str:
     title = next((preset.title for preset in presets() if preset.name == name), name)
     return language.name("presets", name, title)
+
+
+async def withdraw(studio: Studio, job_id: str) -> None:
+    """Cancels a job, unless it has ended already."""
+    with contextlib.suppress(JobStateError, NoSuchJobError):
+        job = await studio.job(job_id)
+        await studio.cancel(job.id, job.attempt)
 
 
 def open_tasks(tasks: Shelf[Task], user: int, chat: int) -> Collection[Task]:

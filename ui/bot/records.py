@@ -203,8 +203,10 @@ class Task(Record):
     job: str | None = None
     cancelled: bool = False
     """Nobody waits for it any more."""
+    again: bool = False
+    """It failed or was cancelled, and is to be begun again."""
     error: str = ""
-    """What went wrong before there was a job, in the person's language."""
+    """What went wrong, in the person's language."""
     outcome: Outcome = ""
     ended: float | None = None
     told: bool = False
