@@ -330,7 +330,7 @@ def save(
         ImageError: As `encode`; and an unknown suffix, a folder that is missing or may not be written, a full disk.
     """
     data = encode(pixels, writable_format(path), bits=bits, alpha=alpha, recipe=recipe, quality=quality)
-    _replace(Path(path), data)
+    write_bytes(Path(path), data)
 
 
 def writable_format(path: str | os.PathLike[str]) -> str:
@@ -437,8 +437,12 @@ _WRITERS = {
 }
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Writes beside the target and moves the whole file into its place, so that nobody ever sees half of it."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes beside the target and moves the whole file into its place, so that nobody ever sees half of it.
+
+    Raises:
+        ImageError: The folder is missing or may not be written, the disk is full, ….
+    """
     try:
         target = path.resolve()  # a link stays a link
         partial = target.with_name(f".{secrets.token_hex(8)}.part")

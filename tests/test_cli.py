@@ -25,7 +25,7 @@ from PIL import Image
 
 from core import __version__, config, images, transfer, weights
 from core.__main__ import main
-from core.cli import display, files
+from core.cli import display
 from core.cli.arguments import parse
 from core.cli.interruption import Interruption
 from core.cli.settings import for_stylize
@@ -756,8 +756,8 @@ def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left"):
-        files.write(target, b"new")
+    with pytest.raises(UserError, match="the disk is full"):
+        images.write_bytes(target, b"new")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 

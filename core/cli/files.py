@@ -1,7 +1,5 @@
-"""What a run writes: checked before the work begins, and never seen half-written."""
+"""What a run will write, checked before the work begins."""
 
-import os
-import secrets
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,29 +34,6 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror})", "Choose another place") from error
     _try_folder(folder)
-
-
-def write(path: Path, data: bytes) -> None:
-    """Writes beside the target and moves the whole file into its place.
-
-    Raises:
-        UserError: The disk is full, the folder has gone, ….
-    """
-    try:
-        target = path.resolve()  # a link stays a link
-        partial = target.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            with partial.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror})", "Free some space or choose another place"
-        ) from error
 
 
 def _are_same(one: Path, other: Path) -> bool:

@@ -35,7 +35,7 @@ def run(arguments: Namespace, settings: Settings) -> int:
         "seed": settings.seed,
         "sizes": {"result": [width, height]},
     }
-    files.write(arguments.output, images.encode(picture, format, recipe=recipe))
+    images.write_bytes(arguments.output, images.encode(picture, format, recipe=recipe))
     print(f"{arguments.output}: {width} × {height}")
     return 0
 

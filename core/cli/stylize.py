@@ -136,7 +136,7 @@ class _Output:
         images.encode(torch.zeros(1, 3, 1, max(size)), self.format, **self.options)
 
     def write(self, transfer: Transfer, step: Step) -> None:
-        files.write(self.path, transfer.encode(step, self.format, **self.options))
+        images.write_bytes(self.path, transfer.encode(step, self.format, **self.options))
 
 
 def _checked_output(arguments: Namespace) -> _Output:
@@ -161,7 +161,7 @@ class _Frames:
         if rest == 0 and number not in self._written:  # a new stage begins with the iteration that the last ended with
             self._written.add(number)
             picture = images.resize(step.picture(), self.size)
-            files.write(self.folder / f"frame-{number:05d}.png", images.encode(picture))
+            images.write_bytes(self.folder / f"frame-{number:05d}.png", images.encode(picture))
 
 
 def _frames(arguments: Namespace, size: Size) -> _Frames | None:
@@ -216,7 +216,7 @@ class _Run:
         assert self.step is not None, "a run has at least the step it starts at"
         self._write(self.step)
         if self.checkpoint is not None:
-            files.write(self.output.checkpoint_path, self.checkpoint)
+            images.write_bytes(self.output.checkpoint_path, self.checkpoint)
         else:
             self._remember(self.step)
 
