@@ -69,4 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # A thread may be deep in a computation. What it saved is safe; taking the interpreter down around it can abort the
+    # process with another status.
+    os._exit(status)
