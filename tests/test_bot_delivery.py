@@ -263,8 +263,8 @@ async def test_a_restart_goes_on_with_albums_jobs_and_status_messages(api: BotAp
     async with running(api, tmp_path, Sketch(5), rhythm=slow):
         sending.delivers(content)
         await api.until(lambda: not api.unconfirmed)
-    async with running(api, tmp_path, Sketch(5)):
-        sending.delivers(style)
+    sending.delivers(style)
+    async with running(api, tmp_path, Sketch(5), rhythm=RHYTHM.model_copy(update={"album_quiet": 2.0})):
         await asyncio.gather(painting.receives(), queued.receives(), sending.receives())
         await asyncio.gather(*(person.hears("Done.") for person in (painting, queued, sending)))
     assert [results(person) for person in (painting, queued, sending)] == [

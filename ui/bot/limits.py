@@ -53,7 +53,7 @@ class Pace(BaseModel):
     group_messages: int = 20
     """To one group in `group_seconds`."""
     group_seconds: float = 60.0
-    all_seconds: float = 1 / 25
+    all_seconds: float = 1 / 20
     """Between any two messages: thirty a second, less what a network may squeeze together."""
 
 
