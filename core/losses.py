@@ -50,9 +50,11 @@ def gram_gradient(features: Tensor, gradient: Tensor) -> Tensor:
     """
     channels = features.shape[1]
     symmetric = (gradient + gradient.T).to(features.dtype)
-    result = positions_first(features) @ symmetric[:channels, :channels]
+    matrix = positions_first(features)
     if gradient.shape[0] > channels:
-        result += symmetric[channels, :channels]
+        result = torch.addmm(symmetric[channels, :channels], matrix, symmetric[:channels, :channels])
+    else:
+        result = matrix @ symmetric
     return result.view(1, *features.shape[2:], channels).permute(0, 3, 1, 2)
 
 
