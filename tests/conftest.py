@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored; the tests of Ctrl-C mean a program that hears it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
