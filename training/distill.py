@@ -49,7 +49,7 @@ from training.student import LAYERS, STYLE_LAYERS, Frozen, Student, flat
 from training.teacher import Sample, Teacher
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parents[1] / "core" / "data" / "compact.safetensors"
-WIDTHS = (32, 32, 64, 64, 128, 128, 128, 128)
+WIDTHS = (32, 32, 64, 64, 128, 96, 96, 128)
 
 
 @dataclass(frozen=True)
