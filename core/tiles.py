@@ -14,9 +14,12 @@ Geometry: a band is the half-open range of rows `first … last` at its block's 
 windows never straddle two bands. A block of n convolutions reads n more rows on either side, fewer at the picture's
 own borders, where each convolution pads as it does for the whole picture. The result is therefore that of the whole
 picture, up to the order of sums.
+
+A *part* of a picture is some of its rows. Its sums and its gradient need no more than the rows that its layers depend
+on; sums of parts add up to those of the picture, and so do gradients, row by row (see `core.shards`).
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -44,16 +47,31 @@ Tiling = tuple[BlockTiling, ...]
 WHOLE: Tiling = (BlockTiling(rows=1 << 30, keep=True),)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows `first … last` of a picture that is `height` rows high."""
+
+    first: int
+    last: int
+    height: int
+
+    def rows(self, block: int) -> tuple[int, int]:
+        """Its rows at the resolution of a block (from 0). Parts that share a picture share each block's rows."""
+        return self.first >> block, self.last >> block
+
+
 @dataclass(frozen=True, eq=False)
 class ContentTarget:
     """What one content layer should be: its features [1, C, h, w], and the factor of Σ (f − target)².
 
-    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target).
+    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). `top` is the row, at the layer's
+    resolution, that `features` begin with, where they are those of a part of the picture.
     """
 
     features: Tensor
     factor: float
     metric: Tensor | None = None
+    top: int = 0
 
     def distance(self, features: Tensor, first: int = 0) -> Tensor:
         """The distance of `features` [1, C, h', w] from the target's rows from `first` on."""
@@ -70,7 +88,8 @@ class ContentTarget:
         return losses.gram_gradient(difference, self.factor * self.metric)
 
     def _difference(self, features: Tensor, first: int) -> Tensor:
-        return features - self.features[:, :, first : first + features.shape[2]]
+        row = first - self.top
+        return features - self.features[:, :, row : row + features.shape[2]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +111,15 @@ class Objective:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a loss is a function of: sums over positions of the layers. Those of a picture's parts add up."""
+
+    grams: Mapping[str, Tensor]
+    positions: Mapping[str, int]
+    content: float
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """Both losses of one level, unweighted, and the gradient [1, 3, H, W] of their weighted sum."""
 
@@ -102,10 +130,12 @@ class Evaluation:
 
 @dataclass(frozen=True, eq=False)
 class _Band:
-    """One computed band: rows `top…` of the block's input it read, what it gives to the next block, and its layers."""
+    """One computed band: the rows from `top` on of the block's input that it read, what it gives to the next block
+    (from row `first` on, before pooling), and its layers (from row `layers_first` on).
+    """
 
     first: int
-    last: int
+    layers_first: int
     top: int
     inputs: Tensor
     output: Tensor | None
@@ -125,34 +155,81 @@ def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
 
 def loss_and_gradient(network: Network, picture: Tensor, objective: Objective, tiling: Tiling = WHOLE) -> Evaluation:
     """Evaluates the objective of one level at `picture` [1, 3, H, W], sRGB in [0, 1], float32."""
-    leaf = picture.detach().requires_grad_()
+    passes = Passes(network, picture, objective, tiling)
+    statistics = passes.statistics()
+    style, derivatives = style_derivatives(objective, statistics)
+    return Evaluation(style, statistics.content, passes.gradient(derivatives))
+
+
+class Passes:
+    """The two passes of one evaluation; what comes between them may be decided elsewhere.
+
+    Args:
+        network: Where features come from.
+        picture: [1, 3, H, W], sRGB in [0, 1], float32; of a part, the rows that it needs (`rows_needed`).
+        objective: Of the level; its style loss is not asked.
+        tiling: How it is computed.
+        part: The rows whose positions count; none: all of them.
+    """
+
+    def __init__(
+        self, network: Network, picture: Tensor, objective: Objective, tiling: Tiling = WHOLE, part: Part | None = None
+    ) -> None:
+        self._objective = objective
+        self._leaf = picture.detach().requires_grad_()
+        with torch.enable_grad():
+            self._prepared = network.prepare(self._leaf)
+        self._walk = _Walk(network, objective.layers, tiling, part or _all_of(picture))
+
+    def statistics(self) -> Statistics:
+        """Forward: the sums over the positions that count."""
+        objective = self._objective
+        grams: dict[str, Tensor] = {}
+        positions: dict[str, int] = {}
+        content = torch.zeros((), dtype=torch.float64)
+        for band in self._walk.forward(self._prepared.detach()):
+            for layer, features in band.layers.items():
+                if layer in objective.style_layers:
+                    _accumulate(grams, layer, losses.gram(features.detach(), with_ones=objective.with_ones))
+                    _accumulate(positions, layer, features.shape[2] * features.shape[3])
+                if layer in objective.content:
+                    content += objective.content[layer].distance(features.detach(), band.layers_first).cpu()
+        return Statistics(grams, positions, float(content))
+
+    def gradient(self, derivatives: Mapping[str, Tensor]) -> Tensor:
+        """Back, once: the gradient of the weighted losses with respect to the picture, or to the rows given of it.
+
+        Args:
+            derivatives: Of the weighted style loss with respect to the Gram matrices of the whole picture.
+        """
+        objective = self._objective
+
+        def layer_gradients(band: _Band) -> dict[str, Tensor]:
+            gradients: dict[str, Tensor] = {}
+            for layer, features in band.layers.items():
+                if layer in derivatives:
+                    _accumulate(gradients, layer, losses.gram_gradient(features.detach(), derivatives[layer]))
+                if layer in objective.content:
+                    part = objective.content[layer].gradient(features.detach(), band.layers_first)
+                    _accumulate(gradients, layer, part.mul_(objective.content_weight))
+            return gradients
+
+        (gradient,) = torch.autograd.grad(self._prepared, self._leaf, self._walk.backward(layer_gradients))
+        return gradient
+
+
+def style_derivatives(objective: Objective, statistics: Statistics) -> tuple[float, dict[str, Tensor]]:
+    """The style loss, and the derivative of its weighted value with respect to each summed Gram matrix."""
+    leaves = {layer: gram.detach().requires_grad_() for layer, gram in statistics.grams.items()}
     with torch.enable_grad():
-        prepared = network.prepare(leaf)
-    walk = _Walk(network, objective.layers, tiling)
-    grams: dict[str, Tensor] = {}
-    positions: dict[str, int] = {}
-    content = torch.zeros((), dtype=torch.float64)
-    for band in walk.forward(prepared.detach()):
-        for layer, features in band.layers.items():
-            if layer in objective.style_layers:
-                _accumulate(grams, layer, losses.gram(features.detach(), with_ones=objective.with_ones))
-                _accumulate(positions, layer, features.shape[2] * features.shape[3])
-            if layer in objective.content:
-                content += objective.content[layer].distance(features.detach(), band.first).cpu()
-    style, derivatives = _style_derivatives(objective, grams, positions)
+        value = objective.style_loss(leaves, statistics.positions)
+    derivatives = torch.autograd.grad(objective.style_weight * value, list(leaves.values()))
+    return float(value.detach()), dict(zip(leaves, derivatives, strict=True))
 
-    def layer_gradients(band: _Band) -> dict[str, Tensor]:
-        gradients: dict[str, Tensor] = {}
-        for layer, features in band.layers.items():
-            if layer in derivatives:
-                _accumulate(gradients, layer, losses.gram_gradient(features.detach(), derivatives[layer]))
-            if layer in objective.content:
-                part = objective.content[layer].gradient(features.detach(), band.first)
-                _accumulate(gradients, layer, part.mul_(objective.content_weight))
-        return gradients
 
-    (gradient,) = torch.autograd.grad(prepared, leaf, walk.backward(layer_gradients))
-    return Evaluation(style, float(content), gradient)
+def rows_needed(network: Network, layers: Collection[str], part: Part) -> tuple[int, int]:
+    """The rows of the picture that the `layers` of a part of it depend on."""
+    return _reaches(network.blocks(layers), part)[0].inputs
 
 
 def grams(
@@ -160,7 +237,7 @@ def grams(
 ) -> dict[str, Tensor]:
     """The summed Gram matrices of `layers` for a picture [1, 3, H, W]."""
     found: dict[str, Tensor] = {}
-    walk = _Walk(network, layers, tiling, keep_nothing=True)
+    walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
     with torch.no_grad():
         for band in walk.forward(network.prepare(picture)):
             for layer, features in band.layers.items():
@@ -173,7 +250,7 @@ def activations(
 ) -> dict[str, Tensor]:
     """The activations [1, C, h, w] of `layers` for the whole picture [1, 3, H, W]."""
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    walk = _Walk(network, layers, tiling, keep_nothing=True)
+    walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
     with torch.no_grad():
         for band in walk.forward(network.prepare(picture)):
             for layer, features in band.layers.items():
@@ -193,34 +270,64 @@ def _accumulate(sums: dict[str, _Value], layer: str, value: _Value) -> None:
     sums[layer] = sums[layer] + value if layer in sums else value
 
 
-def _style_derivatives(
-    objective: Objective, grams: Mapping[str, Tensor], positions: Mapping[str, int]
-) -> tuple[float, dict[str, Tensor]]:
-    """The style loss, and the derivative of its weighted value with respect to each summed Gram matrix."""
-    leaves = {layer: gram.detach().requires_grad_() for layer, gram in grams.items()}
-    with torch.enable_grad():
-        value = objective.style_loss(leaves, positions)
-    derivatives = torch.autograd.grad(objective.style_weight * value, list(leaves.values()))
-    return float(value.detach()), dict(zip(leaves, derivatives, strict=True))
+def _all_of(picture: Tensor) -> Part:
+    return Part(0, picture.shape[2], picture.shape[2])
+
+
+@dataclass(frozen=True)
+class _Reach:
+    """What a part of a picture needs of one block, as ranges of rows at its resolution.
+
+    Attributes:
+        height: Of the whole picture.
+        inputs: What is read, and there.
+        outputs: What is computed: what counts, and what the next block reads.
+        counted: Whose positions count.
+    """
+
+    height: int
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    counted: tuple[int, int]
+
+
+def _reaches(blocks: Sequence[Sequence[Convolution]], part: Part) -> list[_Reach]:
+    """From the deepest block, which computes what counts, up to the picture: a row more for every convolution."""
+    reaches: list[_Reach] = []
+    for number in reversed(range(len(blocks))):
+        height, counted, reach = part.height >> number, part.rows(number), len(blocks[number])
+        first, last = counted
+        if reaches:
+            read = reaches[0].inputs
+            first, last = min(first, 2 * read[0]), max(last, 2 * read[1])
+        inputs = (max(0, first - reach), min(height, last + reach))
+        reaches.insert(0, _Reach(height, inputs, (first, last), counted))
+    return reaches
 
 
 class _Walk:
     """One pass forward over the network and, for the same picture, one back."""
 
     def __init__(
-        self, network: Network, layers: Collection[str], tiling: Tiling, *, keep_nothing: bool = False
+        self, network: Network, layers: Collection[str], tiling: Tiling, part: Part, *, keep_nothing: bool = False
     ) -> None:
         network.check(layers)
         self.network = network
         self.blocks = network.blocks(layers)
         self.taps = [{layer for layer in layers if block_of(layer) == number} for number in range(len(self.blocks))]
         self.tiling = tiling
+        self.reaches = _reaches(self.blocks, part)
         self.keep_nothing = keep_nothing
         self.inputs: list[Tensor] = []
         self.kept: list[list[_Band]] = []
 
     def _tiling(self, number: int) -> BlockTiling:
         return self.tiling[min(number, len(self.tiling) - 1)]
+
+    def _bands(self, number: int) -> Iterator[tuple[int, int]]:
+        start, end = self.reaches[number].outputs  # the start is even, as what is pooled has to be
+        for first, last in bands(end - start, self._tiling(number).rows):
+            yield start + first, start + last
 
     def forward(self, prepared: Tensor) -> Iterator[_Band]:
         """Yields every band of every block, in order; its `layers` hold those of the block alone."""
@@ -233,7 +340,7 @@ class _Walk:
         keep = self._tiling(number).keep and not self.keep_nothing
         kept: list[_Band] = []
         outputs: list[Tensor] = []
-        for first, last in bands(inputs.shape[2], self._tiling(number).rows):
+        for first, last in self._bands(number):
             with torch.set_grad_enabled(keep):
                 band = self._compute(number, first, last, requires_grad=keep)
             yield band
@@ -249,20 +356,22 @@ class _Walk:
 
     def _compute(self, number: int, first: int, last: int, *, requires_grad: bool) -> _Band:
         """Runs the block over the rows that the band `first … last` of its output depends on."""
-        whole, block = self.inputs[number], self.blocks[number]
-        height = whole.shape[2]
+        block, reach = self.blocks[number], self.reaches[number]
+        height, origin = reach.height, reach.inputs[0]
+        counted = max(first, reach.counted[0]), min(last, reach.counted[1])
         top, bottom = max(0, first - len(block)), min(height, last + len(block))
-        inputs = whole[:, :, top:bottom].detach().requires_grad_(requires_grad)
-        features, read_from = inputs, top
+        inputs = self.inputs[number][:, :, top - origin : bottom - origin].detach().requires_grad_(requires_grad)
+        features, read_from = inputs, top - origin
         found: dict[str, Tensor] = {}
         for convolution in block:
             features, taps = self._layer(features, convolution, number, at_top=top == 0, at_bottom=bottom == height)
             top, bottom = top + (top > 0), bottom - (bottom < height)
-            found.update({layer: _rows(value, first - top, last - top) for layer, value in taps.items()})
+            if counted[0] < counted[1]:
+                found.update({layer: _rows(value, counted[0] - top, counted[1] - top) for layer, value in taps.items()})
         output = None
         if number + 1 < len(self.blocks):
             output = self.network.pool(_rows(features, first - top, last - top))
-        return _Band(first, last, read_from, inputs, output, found)
+        return _Band(first, counted[0], read_from, inputs, output, found)
 
     def _layer(
         self, features: Tensor, convolution: Convolution, number: int, *, at_top: bool, at_bottom: bool
@@ -283,7 +392,7 @@ class _Walk:
             inputs = self.inputs[number]
             gradient: Tensor | None = None
             for band in self._bands_again(number):
-                piece = self._back_propagate(band, layer_gradients, downstream)
+                piece = self._back_propagate(number, band, layer_gradients, downstream)
                 if gradient is None and piece.shape == inputs.shape:
                     gradient = piece
                 else:
@@ -301,13 +410,17 @@ class _Walk:
             while self.kept[number]:
                 yield self.kept[number].pop()
             return
-        for first, last in bands(self.inputs[number].shape[2], self._tiling(number).rows):
+        for first, last in self._bands(number):
             with torch.enable_grad():
                 band = self._compute(number, first, last, requires_grad=True)
             yield band
 
     def _back_propagate(
-        self, band: _Band, layer_gradients: Callable[[_Band], dict[str, Tensor]], downstream: Tensor | None
+        self,
+        number: int,
+        band: _Band,
+        layer_gradients: Callable[[_Band], dict[str, Tensor]],
+        downstream: Tensor | None,
     ) -> Tensor:
         gradients = layer_gradients(band)
         outputs = [band.layers[layer] for layer in gradients]
@@ -315,6 +428,7 @@ class _Walk:
         if downstream is not None:
             assert band.output is not None
             outputs.append(band.output)
-            seeds.append(downstream[:, :, band.first // 2 : band.first // 2 + band.output.shape[2]])
+            row = band.first // 2 - self.reaches[number + 1].inputs[0]
+            seeds.append(downstream[:, :, row : row + band.output.shape[2]])
         (gradient,) = torch.autograd.grad(outputs, band.inputs, seeds)
         return gradient

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core import tiles
 from core.errors import WeightsError
-from core.features import Padding, Pooling
+from core.features import Padding, Pooling, block_of
 from core.tiles import WHOLE, BlockTiling, ContentTarget, Objective, Tiling
 from tests import miniatures, reference
 
@@ -219,3 +219,56 @@ def test_an_unknown_layer_is_refused() -> None:
     network = miniatures.network(miniatures.vgg(4))
     with pytest.raises(WeightsError, match="relu4_1"):
         tiles.grams(network, miniatures.picture(32, 32), ("relu4_1",))
+
+
+# ── Parts of a picture ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=25)
+@given(
+    height=st.integers(48, 120),
+    cuts=st.sets(st.integers(1, 7), max_size=4),
+    tiling=TILINGS,
+    padding=st.sampled_from(["replicate", "reflect", "zeros"]),
+    pooling=st.sampled_from(["max", "average"]),
+)
+def test_parts_of_a_picture_add_up_to_it(
+    height: int, cuts: set[int], tiling: Tiling, padding: Padding, pooling: Pooling
+) -> None:
+    network = miniatures.network(TENSORS, pooling=pooling, padding=padding)
+    picture = miniatures.picture(height, 35)
+    wanted = objective(picture)
+    edges = [0, *sorted(16 * cut for cut in cuts if 16 * cut + 16 <= height), height]
+    parts = [tiles.Part(first, last, height) for first, last in pairwise(edges)]
+    rows = [tiles.rows_needed(network, wanted.layers, part) for part in parts]
+    passes = [
+        tiles.Passes(network, picture[:, :, first:last], wanted, tiling, part)
+        for part, (first, last) in zip(parts, rows, strict=True)
+    ]
+    found = [one.statistics() for one in passes]
+    sums = {layer: torch.stack([one.grams[layer] for one in found]).sum(0) for layer in STYLE}
+    positions = {layer: sum(one.positions[layer] for one in found) for layer in STYLE}
+    statistics = tiles.Statistics(sums, positions, sum(one.content for one in found))
+    style, derivatives = tiles.style_derivatives(wanted, statistics)
+    gradient = torch.zeros_like(picture)
+    for one, (first, last) in zip(passes, rows, strict=True):
+        gradient[:, :, first:last] += one.gradient(derivatives)
+    vgg = reference.Vgg(TENSORS, pooling=pooling, padding=padding)
+    expected_style, expected_content, derivative = expected(vgg, picture)
+    assert style == pytest.approx(expected_style, rel=1e-11)
+    assert statistics.content == pytest.approx(expected_content, rel=1e-11)
+    assert reference.relative_error(gradient, derivative) < 1e-11
+
+
+def test_a_part_needs_the_rows_that_its_layers_see() -> None:
+    network = miniatures.network(TENSORS)
+    for layer in (*STYLE, *CONTENT):
+        block = block_of(layer)
+        part = tiles.Part(160, 192, 400)
+        first, last = tiles.rows_needed(network, (layer,), part)
+        picture = miniatures.picture(400, 33).requires_grad_()
+        features = reference.activations(reference.Vgg(TENSORS, pooling="average"), picture)[layer]
+        counted = features[:, :, part.first >> block : part.last >> block]
+        (influence,) = torch.autograd.grad(counted.square().sum(), picture)
+        seen = influence.abs().sum((0, 1, 3)).nonzero().flatten()
+        assert (first, last) == (int(seen.min()), int(seen.max()) + 1), layer
