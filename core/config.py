@@ -24,7 +24,9 @@ MAX_LEVEL = 6
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Iterations = Annotated[int, Field(ge=1, le=100_000)]
 NetworkName = Literal["auto", "vgg19", "vgg19-oxford", "compact"]
+Colour = Literal["style", "content", "matched", "histogram", "palette"]
 Layers = Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -72,6 +74,15 @@ class NoiseSettings(_Frozen):
     levels: Annotated[tuple[NoiseLevel, ...], Field(max_length=16)] = ()
 
 
+class StyleSettings(_Frozen):
+    """How one of the styles counts."""
+
+    weight: Weight = 1.0
+    """Against the other styles; only the proportions matter."""
+    scale: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    """How much larger than usual the style's features become; 0.5 makes them half as large."""
+
+
 class LossSettings(_Frozen):
     """What is minimised: the sum over all levels of content, style and total variation."""
 
@@ -81,6 +92,8 @@ class LossSettings(_Frozen):
     """Weight of the total variation (smoothness); 0 leaves it out."""
     level_weights: Annotated[tuple[Weight, ...], Field(min_length=1, max_length=MAX_LEVEL + 1)] = (1.0,)
     """From level 0 (coarsest) up; the last one holds for all finer levels."""
+    protect_weight: Weight = 20.0
+    """How many times more the content counts inside a protected region."""
     content_layers: Layers = "auto"
     style_layers: Layers = "auto"
     missing_layers: Literal["error", "deepest"] = "error"
@@ -101,10 +114,13 @@ class OptimizerSettings(_Frozen):
     schedule: Literal["coarse-first", "joint"] = "coarse-first"
     """`coarse-first`: level 0 alone, then each finer level joins, all of them at the end; `joint`: all levels from the
     first iteration. The objective at the end is the same."""
-    iterations: Annotated[int, Field(ge=1, le=100_000)] = 40
+    iterations: Iterations = 40
     """Iterations of the last stage, in which all levels are optimised together."""
-    coarse_iterations: Annotated[int, Field(ge=1, le=100_000)] = 50
+    coarse_iterations: Iterations = 50
     """Iterations of each earlier stage (schedule `coarse-first`)."""
+    level_iterations: Annotated[tuple[Iterations, ...], Field(max_length=MAX_LEVEL + 1)] = ()
+    """Iterations of the stage of each level, from level 0 up, in place of the two numbers above; the last one holds for
+    all finer stages."""
     kept_detail: Share = 0.5
     """How much of the starting picture's fine detail a finer stage adds to what the stage before it found."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -140,9 +156,30 @@ class Settings(_Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     max_memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Memory that the run may use, in GiB (the whole process on a CPU, the device's on a GPU); none: what is free."""
+    styles: Annotated[tuple[StyleSettings, ...], Field(max_length=16)] = ()
+    """Weight and scale of each style, in their order; a style beyond the list has the defaults."""
+    colour: Colour = "style"
+    """Whose colours the result has: the style's; the content's own, of which only the luminance is painted; the style's
+    recoloured to the content's by mean and covariance (`matched`) or by their whole distribution (`histogram`); or the
+    style's and no others (`palette`)."""
     loss: LossSettings = LossSettings()
     noise: NoiseSettings = NoiseSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    def style(self, number: int) -> StyleSettings:
+        """How the style at position `number`, from 0, counts."""
+        return self.styles[number] if number < len(self.styles) else StyleSettings()
+
+    def stage_iterations(self) -> tuple[int, ...]:
+        """Iterations of every stage of the optimisation, in their order."""
+        optimizer = self.optimizer
+        staged = self.all_levels and optimizer.schedule == "coarse-first"
+        given = optimizer.level_iterations
+        if given:
+            by_level = [given[min(level, len(given) - 1)] for level in range(self.levels + 1)]
+        else:
+            by_level = [optimizer.coarse_iterations] * self.levels + [optimizer.iterations]
+        return tuple(by_level) if staged else (by_level[-1],)
 
     def changed(self, changes: Mapping[str, Any]) -> "Settings":
         """These settings with `changes` (a nested mapping, as from TOML) merged in and validated.

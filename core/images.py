@@ -45,6 +45,7 @@ __all__ = [
     "probe",
     "quantize",
     "read",
+    "read_mask",
     "read_recipe",
     "resize",
     "save",
@@ -160,6 +161,24 @@ def read(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
         notices=(*_frame_notices(head), *([doubt] if doubt else [])),
         recipe=_recipe_or_none(file),
     )
+
+
+def read_mask(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Tensor:
+    """Reads a picture as a mask: white is inside, black and transparent outside, greys in between.
+
+    Args:
+        source: The file's bytes or its path.
+        max_pixels: As for `read`.
+
+    Returns:
+        float32 [1, 1, H, W] in [0, 1].
+
+    Raises:
+        ImageError: As `read`.
+    """
+    picture = read(source, max_pixels=max_pixels)
+    grey = picture.pixels.mean(1, keepdim=True)
+    return grey if picture.alpha is None else grey * picture.alpha
 
 
 def probe(source: Source, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Header:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from core.images import Size, resize
 from core.optimizers import Iterate
 from core.parametrisation import parametrise
 from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
+from core.steering import Steer, Steering
 
 _PATIENCE = 10
 """Iterations over which the tolerance is measured."""
@@ -88,9 +89,14 @@ class Transfer:
         weights_file: Weights that the user gave, else the network's own place is searched.
         start: The starting picture of `start = "image"`, any size.
         alpha: [1, 1, H, W], transparency of the content, which comes back on the result.
+        masks: [1, 1, H, W] in [0, 1] at any size, stretched over the content: where each style paints, in their order;
+            None, and a style beyond the list, is everywhere.
+        protect: Likewise, where the content is kept.
+        steering: Changes of weights that an earlier run recorded, to be made again.
 
     Raises:
-        UserError: Weights are missing, a layer isn't there, the device doesn't exist, settings contradict each other.
+        UserError: Weights are missing, a layer isn't there, the device doesn't exist, settings contradict each other, a
+            mask is empty.
     """
 
     def __init__(
@@ -103,6 +109,9 @@ class Transfer:
         weights_file: Path | None = None,
         start: Tensor | None = None,
         alpha: Tensor | None = None,
+        masks: Sequence[Tensor | None] = (),
+        protect: Tensor | None = None,
+        steering: Sequence[Steer] = (),
     ) -> None:
         if not styles:
             raise SettingsError("a style transfer needs at least one style")
@@ -113,6 +122,9 @@ class Transfer:
         self.content = content
         self.styles = tuple(styles)
         self.alpha = alpha
+        self.masks = tuple(masks)
+        self.protect = protect
+        self._steering = Steering(settings, steering)
         self._given_start = start
         loaded = weights.load(weights.choose(settings.network), weights_file)
         sizes = [(style.shape[2], style.shape[3]) for style in styles]
@@ -154,6 +166,22 @@ class Transfer:
         levels = self.settings.levels
         coarse_first = self.settings.all_levels and self.settings.optimizer.schedule == "coarse-first"
         return tuple(range(levels + 1)) if coarse_first else (levels,)
+
+    def steer(self, changes: Mapping[str, Any]) -> None:
+        """Gives the run new weights, from the next evaluation on; may be called from any thread.
+
+        Args:
+            changes: A nested mapping, as for `Settings.changed`, of weights of the loss and of styles.
+
+        Raises:
+            SettingsError: A key or a value is not allowed, or is one that can't change while a run goes on.
+        """
+        self._steering.ask(changes)
+
+    @property
+    def steered(self) -> tuple[Steer, ...]:
+        """The changes of weights that took effect so far."""
+        return self._steering.made
 
     def steps(self, checkpoint: bytes | None = None) -> Generator[Step, None, None]:
         """Runs the optimisation; each step is yielded before the next evaluation begins.

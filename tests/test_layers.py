@@ -25,23 +25,26 @@ TABLE: dict[str, set[str]] = {
     "core.noise": {"core.config", "core.images"},
     "core.parametrisation": {"core.config"},
     "core.optimizers": set(),
-    "core.checkpoint": {"core.errors"},
+    "core.steering": {"core.config", "core.errors"},
+    "core.dials": {"core.config", "core.errors"},
+    "core.checkpoint": {"core.errors", "core.steering"},
     "core.samples": {"core.errors", "core.images"},
 }
 TABLE["core.planning"] = {
     f"core.{name}" for name in ("config", "devices", "errors", "features", "images", "pyramid", "tiles", "weights")
 }
-TABLE["core.transfer"] = set(TABLE) - {"core.samples"}
+TABLE["core.transfer"] = set(TABLE) - {"core.samples", "core.dials"}
 TABLE |= {
-    "core.studio.jobs": {"core.config", "core.errors"},
+    "core.studio.jobs": {"core.config", "core.errors", "core.steering"},
     "core.studio.store": {"core.config", "core.errors", "core.studio.jobs"},
     "core.studio.scheduler": {"core.config", "core.errors", "core.studio.jobs", "core.studio.store"},
     "core.studio.executors": {"core.studio.jobs", "core.studio.scheduler", "core.transfer", *TABLE["core.transfer"]},
     "core.studio": {"core.config", "core.errors", "core.studio"},
-    "core.cli": {"core.samples", "core.transfer", *TABLE["core.transfer"]},
+    "core.cli": {"core.samples", "core.dials", "core.transfer", *TABLE["core.transfer"]},
     "core.__main__": {"core.cli", "core.errors"},
     "ui.lab": {
         "core.config",
+        "core.dials",
         "core.errors",
         "core.images",
         "core.noise",
@@ -50,7 +53,7 @@ TABLE |= {
         "core.transfer",
         "core.weights",
     },
-    "ui.bot": {"core.config", "core.errors", "core.images", "core.samples", "core.studio"},
+    "ui.bot": {"core.config", "core.dials", "core.errors", "core.images", "core.samples", "core.studio"},
     "ui": set(),
     "lab": {"core.errors", "core.studio", "ui"},
     "tlbot": {"core.errors", "core.studio", "ui"},
@@ -62,7 +65,15 @@ PART_OF = {"core._files": "core.images", "core._colour": "core.images"}
 # The package itself holds the version, which anybody may know.
 OPEN_TO_ALL = {"core"}
 FIRST_PARTY = ("core", "ui", "lab", "tlbot", "benchmarks", "training", "tests", "configs")
-WITHOUT_TORCH = ["core.errors", "core.config", "core.studio.jobs", "core.studio.store", "core.studio.scheduler"]
+WITHOUT_TORCH = [
+    "core.errors",
+    "core.config",
+    "core.steering",
+    "core.dials",
+    "core.studio.jobs",
+    "core.studio.store",
+    "core.studio.scheduler",
+]
 
 
 def name_of(path: Path) -> str:

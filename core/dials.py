@@ -1,0 +1,75 @@
+"""Three plain dials over the settings: how much content, how much style, how much noise.
+
+Each goes from 0 to 10, and 5 leaves everything as the preset has it. What they mean lives here alone; the command line,
+the lab and the bot show them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.config import Settings
+from core.errors import SettingsError
+
+LOW, PRESET, HIGH = 0.0, 5.0, 10.0
+"""Both ends of every dial, and where it leaves the preset's value."""
+
+_TENFOLD = 2.5
+"""So many marks of a dial multiply a weight by ten, so that an end is a hundred times the preset's or a hundredth."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One dial: its name, what it is called, and what it does in a line."""
+
+    name: str
+    title: str
+    description: str
+
+
+DIALS = (
+    Dial("content", "Content", "how much of the photograph's shapes remains"),
+    Dial("style", "Style", "how strongly the style paints"),
+    Dial("noise", "Noise", "how much structured noise the picture starts with: more of it, freer brushwork"),
+)
+"""In the order in which they are shown."""
+
+
+def apply(settings: Settings, dials: Mapping[str, float]) -> Settings:
+    """The settings with some dials turned, by name; a dial that isn't named stays at 5.
+
+    Raises:
+        SettingsError: No such dial, or a value outside 0 to 10.
+    """
+    known = {"content": _content, "style": _style, "noise": _noise}
+    for name, value in dials.items():
+        if name not in known:
+            raise SettingsError(f"there is no dial '{name}'", f"Known are: {', '.join(known)}")
+        if not LOW <= value <= HIGH:
+            raise SettingsError(f"the dial '{name}' goes from {LOW:g} to {HIGH:g} (given: {value:g})")
+        if value != PRESET:
+            settings = settings.changed(known[name](settings, value))
+    return settings
+
+
+def _content(settings: Settings, value: float) -> dict[str, Any]:
+    return {"loss": {"content_weight": settings.loss.content_weight * _factor(value)}}
+
+
+def _style(settings: Settings, value: float) -> dict[str, Any]:
+    return {"loss": {"style_weight": settings.loss.style_weight * _factor(value)}}
+
+
+def _factor(value: float) -> float:
+    factor: float = 10 ** ((value - PRESET) / _TENFOLD)
+    return factor
+
+
+def _noise(settings: Settings, value: float) -> dict[str, Any]:
+    """Below 5 the noise fades; above, it grows to its full strength and comes closer and closer to the edges."""
+    noise = settings.noise
+    if value < PRESET:
+        return {"noise": {"strength": noise.strength * (value - LOW) / (PRESET - LOW)}}
+    beyond = (value - PRESET) / (HIGH - PRESET)
+    strength = noise.strength + beyond * (1 - noise.strength)
+    return {"noise": {"strength": strength, "gradient_weight": (1 - beyond) * noise.gradient_weight}}
