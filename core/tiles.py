@@ -64,8 +64,8 @@ class Part:
 class ContentTarget:
     """What one content layer should be: its features [1, C, h, w], and the factor of Σ (f − target)².
 
-    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). `top` is the row, at the layer's
-    resolution, that `features` begin with, where they are those of a part of the picture.
+    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). Where `features` are those of
+    a part of the picture, `top` is the row of the layer that they begin with.
     """
 
     features: Tensor
