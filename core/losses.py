@@ -23,23 +23,54 @@ def gram(features: Tensor, *, with_ones: bool = False) -> Tensor:
     the last row and column of the result [C + 1, C + 1] hold the channels' sums, and its corner M.
     """
     matrix = positions_first(features)
-    product = _product(matrix)
-    if not with_ones:
-        return product
+    product = _product(matrix, matrix)
+    return _with_ones(product, matrix, matrix.shape[0]) if with_ones else product
+
+
+def _with_ones(product: Tensor, matrix: Tensor, mass: float) -> Tensor:
     sums = matrix.sum(0, dtype=product.dtype)
-    corner = product.new_tensor([[matrix.shape[0]]])
+    corner = product.new_tensor([[mass]])
     return torch.cat([torch.cat([product, sums[:, None]], 1), torch.cat([sums[None], corner], 1)], 0)
 
 
-def _product(matrix: Tensor) -> Tensor:
-    """`matrixᵀ @ matrix` of [M, C], accumulated in float32 at least."""
-    if matrix.dtype in (torch.float32, torch.float64):
-        return matrix.T @ matrix
-    if matrix.is_cuda:
-        return torch.mm(matrix.T, matrix, out_dtype=torch.float32)
-    total = torch.zeros(matrix.shape[1], matrix.shape[1], device=matrix.device)
-    for part in torch.split(matrix, _POSITIONS_PER_PRODUCT):
-        total += part.T @ part
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """`leftᵀ @ right` of [M, C], accumulated in float32 at least."""
+    if left.dtype in (torch.float32, torch.float64):
+        return left.T @ right
+    if left.is_cuda:
+        return torch.mm(left.T, right, out_dtype=torch.float32)
+    total = torch.zeros(left.shape[1], right.shape[1], device=left.device)
+    for one, other in zip(left.split(_POSITIONS_PER_PRODUCT), right.split(_POSITIONS_PER_PRODUCT), strict=True):
+        total += one.T @ other
+    return total
+
+
+def guided_grams(features: Tensor, guides: Tensor, *, with_ones: bool = False) -> Tensor:
+    """One Gram matrix for each guide, Σ w f fᵀ over positions: [R, C, C].
+
+    Gatys et al. 2017, section 4 ("spatial control"), with w the square of their guidance channel, so that a position
+    that lies half inside a region counts half.
+
+    Args:
+        features: [1, C, H, W].
+        guides: The weights w [R, H, W] of the positions in each of R regions.
+        with_ones: As for `gram`; the corner is then Σ w.
+    """
+    matrix = positions_first(features)
+    found = []
+    for guide in guides:
+        weighted = matrix * guide.reshape(-1, 1).to(matrix)
+        product = _product(matrix, weighted)
+        found.append(_with_ones(product, weighted, float(guide.sum())) if with_ones else product)
+    return torch.stack(found)
+
+
+def guided_gram_gradient(features: Tensor, guides: Tensor, gradients: Tensor) -> Tensor:
+    """The gradient with respect to `features`, given those with respect to `guided_grams` of them."""
+    total = torch.zeros_like(features)
+    for guide, gradient in zip(guides, gradients, strict=True):
+        if bool(guide.any()):
+            total += gram_gradient(features, gradient) * guide.to(features)
     return total
 
 

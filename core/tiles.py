@@ -20,7 +20,7 @@ on; sums of parts add up to those of the picture, and so do gradients, row by ro
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -65,17 +65,21 @@ class ContentTarget:
     """What one content layer should be: its features [1, C, h, w], and the factor of Σ (f − target)².
 
     `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). Where `features` are those of
-    a part of the picture, `top` is the row of the layer that they begin with.
+    a part of the picture, `top` is the row of the layer that they begin with. `guide` [1, 1, h, w], of the whole layer,
+    multiplies the positions' shares of the sum.
     """
 
     features: Tensor
     factor: float
     metric: Tensor | None = None
     top: int = 0
+    guide: Tensor | None = None
 
     def distance(self, features: Tensor, first: int = 0) -> Tensor:
         """The distance of `features` [1, C, h', w] from the target's rows from `first` on."""
         difference = self._difference(features, first)
+        if self.guide is not None:
+            difference = difference * _rows(self.guide, first, first + features.shape[2]).sqrt().to(difference)
         if self.metric is None:
             return self.factor * losses.squared_sum(difference)
         return self.factor * (losses.gram(difference) * self.metric).sum()
@@ -83,9 +87,15 @@ class ContentTarget:
     def gradient(self, features: Tensor, first: int = 0) -> Tensor:
         """The derivative of that distance with respect to `features`."""
         difference = self._difference(features, first)
+        if self.guide is not None:
+            difference = difference * _rows(self.guide, first, first + features.shape[2]).to(difference)
         if self.metric is None:
             return difference.mul_(2 * self.factor)
         return losses.gram_gradient(difference, self.factor * self.metric)
+
+    def part(self, first: int, last: int) -> "ContentTarget":
+        """The rows `first … last` of it."""
+        return replace(self, features=self.features[:, :, first - self.top : last - self.top], top=first)
 
     def _difference(self, features: Tensor, first: int) -> Tensor:
         row = first - self.top
@@ -103,6 +113,24 @@ class Objective:
     content_weight: float = 1.0
     with_ones: bool = False
     """Whether the Gram matrices carry the row of ones (see `losses.gram`)."""
+    guides: Mapping[str, Tensor] = field(default_factory=dict)
+    """For every style layer, how much its positions count in each of R regions: [R, h, w] of the whole layer. The style
+    loss is then given R matrices for each layer, [R, C, C]. Without any, one for the whole picture, [C, C]."""
+
+    def gram(self, layer: str, features: Tensor, first: int) -> Tensor:
+        """The share of the rows from `first` on in the layer's Gram matrix, or in those of its regions."""
+        if not self.guides:
+            return losses.gram(features, with_ones=self.with_ones)
+        return losses.guided_grams(features, self._guide(layer, features, first), with_ones=self.with_ones)
+
+    def gram_gradient(self, layer: str, features: Tensor, first: int, derivative: Tensor) -> Tensor:
+        """From the derivative with respect to what `gram` adds to, to that with respect to the features."""
+        if not self.guides:
+            return losses.gram_gradient(features, derivative)
+        return losses.guided_gram_gradient(features, self._guide(layer, features, first), derivative)
+
+    def _guide(self, layer: str, features: Tensor, first: int) -> Tensor:
+        return self.guides[layer][:, first : first + features.shape[2]]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -158,7 +186,7 @@ def loss_and_gradient(network: Network, picture: Tensor, objective: Objective, t
     passes = Passes(network, picture, objective, tiling)
     statistics = passes.statistics()
     style, derivatives = style_derivatives(objective, statistics)
-    return Evaluation(style, statistics.content, passes.gradient(derivatives))
+    return Evaluation(style, statistics.content, passes.gradient(derivatives, objective.content_weight))
 
 
 class Passes:
@@ -167,7 +195,7 @@ class Passes:
     Args:
         network: Where features come from.
         picture: [1, 3, H, W], sRGB in [0, 1], float32; of a part, the rows that it needs (`rows_needed`).
-        objective: Of the level; its style loss is not asked.
+        objective: Of the level; neither its style loss nor its weights are asked.
         tiling: How it is computed.
         part: The rows whose positions count; none: all of them.
     """
@@ -190,17 +218,18 @@ class Passes:
         for band in self._walk.forward(self._prepared.detach()):
             for layer, features in band.layers.items():
                 if layer in objective.style_layers:
-                    _accumulate(grams, layer, losses.gram(features.detach(), with_ones=objective.with_ones))
+                    _accumulate(grams, layer, objective.gram(layer, features.detach(), band.layers_first))
                     _accumulate(positions, layer, features.shape[2] * features.shape[3])
                 if layer in objective.content:
                     content += objective.content[layer].distance(features.detach(), band.layers_first).cpu()
         return Statistics(grams, positions, float(content))
 
-    def gradient(self, derivatives: Mapping[str, Tensor]) -> Tensor:
+    def gradient(self, derivatives: Mapping[str, Tensor], content_weight: float) -> Tensor:
         """Back, once: the gradient of the weighted losses with respect to the picture, or to the rows given of it.
 
         Args:
             derivatives: Of the weighted style loss with respect to the Gram matrices of the whole picture.
+            content_weight: Of the content's distance.
         """
         objective = self._objective
 
@@ -208,10 +237,11 @@ class Passes:
             gradients: dict[str, Tensor] = {}
             for layer, features in band.layers.items():
                 if layer in derivatives:
-                    _accumulate(gradients, layer, losses.gram_gradient(features.detach(), derivatives[layer]))
+                    part = objective.gram_gradient(layer, features.detach(), band.layers_first, derivatives[layer])
+                    _accumulate(gradients, layer, part)
                 if layer in objective.content:
                     part = objective.content[layer].gradient(features.detach(), band.layers_first)
-                    _accumulate(gradients, layer, part.mul_(objective.content_weight))
+                    _accumulate(gradients, layer, part.mul_(content_weight))
             return gradients
 
         (gradient,) = torch.autograd.grad(self._prepared, self._leaf, self._walk.backward(layer_gradients))
