@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,14 @@ class Plain:
             yield Moment(_progress(run, number, self.steps, width, height), lambda: b"", _file(picture, "jpeg"))
         recipe = {"settings": run.settings.model_dump(mode="json")}
         return Output(images.encode(picture, recipe=recipe), "png", width, height)
+
+    def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
+        from PIL import Image
+
+        stream = io.BytesIO()
+        first, *others = [Image.open(io.BytesIO(frame)) for frame in frames]
+        first.save(stream, "GIF", save_all=True, append_images=others, duration=100)
+        return stream.getvalue(), "gif"
 
     def out_of_memory(self, error: BaseException) -> bool:
         return False

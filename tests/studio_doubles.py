@@ -14,7 +14,7 @@ from core.config import Settings
 from core.errors import CheckpointError
 from core.studio import Job, Studio, StudioSettings
 from core.studio.executors.local import Moment
-from core.studio.jobs import Checkpoint, Estimate, LevelLoss, Output, Progress, Run, Slot, Update
+from core.studio.jobs import Checkpoint, Estimate, LevelLoss, Output, Progress, Run, Slot, Update, Wish
 from core.studio.scheduler import Executor
 
 GIB = 2**30
@@ -80,6 +80,7 @@ class ScriptedExecutor:
         self._news = asyncio.Condition()
         self.order: list[str] = []
         self.cancels: list[tuple[str, int, bool]] = []
+        self.steered: list[tuple[str, int, Wish]] = []
         self.obedient = True
         """Whether a run that is cancelled ends."""
         self.running: Counter[str] = Counter()
@@ -125,6 +126,9 @@ class ScriptedExecutor:
             if keep:
                 scripted.send(Checkpoint(b"saved at the end", 7))
             scripted.end()
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        self.steered.append((job_id, attempt, wish))
 
     async def close(self) -> None:
         self.closed = True
@@ -207,6 +211,9 @@ class Rehearsal:
     def _save(self, state: bytes) -> bytes:
         self.checkpoints += 1
         return state
+
+    def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
+        return b"|".join(frames), "gif"
 
     def out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

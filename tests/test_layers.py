@@ -36,10 +36,17 @@ TABLE["core.planning"] = {
 TABLE["core.transfer"] = set(TABLE) - {"core.samples", "core.dials"}
 TABLE |= {
     "core.studio.jobs": {"core.config", "core.errors", "core.steering"},
-    "core.studio.store": {"core.config", "core.errors", "core.studio.jobs"},
-    "core.studio.scheduler": {"core.config", "core.errors", "core.studio.jobs", "core.studio.store"},
+    "core.studio.files": {"core.studio.jobs"},
+    "core.studio.store": {"core.config", "core.errors", "core.studio.files", "core.studio.jobs"},
+    "core.studio.scheduler": {
+        "core.config",
+        "core.errors",
+        "core.studio.files",
+        "core.studio.jobs",
+        "core.studio.store",
+    },
     "core.studio.executors": {"core.studio.jobs", "core.studio.scheduler", "core.transfer", *TABLE["core.transfer"]},
-    "core.studio": {"core.config", "core.errors", "core.studio"},
+    "core.studio": {"core.config", "core.errors", "core.steering", "core.studio"},
     "core.cli": {"core.samples", "core.dials", "core.transfer", *TABLE["core.transfer"]},
     "core.__main__": {"core.cli", "core.errors"},
     "ui.lab": {
@@ -71,6 +78,7 @@ WITHOUT_TORCH = [
     "core.steering",
     "core.dials",
     "core.studio.jobs",
+    "core.studio.files",
     "core.studio.store",
     "core.studio.scheduler",
 ]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from core.config import OptimizerSettings, Settings
 from core.errors import ImageError, MemoryLimitError
 from core.studio import Studio
+from core.studio.files import Files, checkpoint_name
 from core.studio.jobs import (
     Checkpoint,
     Estimate,
@@ -40,7 +41,7 @@ from core.studio.jobs import (
     new_id,
 )
 from core.studio.scheduler import Event, Events, Paces, Subscription, forecast, turns
-from core.studio.store import Files, Store, Timing, checkpoint_name
+from core.studio.store import Store, Timing
 from tests.studio_doubles import GIB, QUICK, SMALL, ScriptedExecutor, open_studio, progress, small_estimate, submit
 
 PATIENCE = 10
@@ -803,7 +804,7 @@ async def test_an_unwritable_database_refuses_and_recovers(
 ) -> None:
     job = await submit(studio)
     with monkeypatch.context() as patch:
-        patch.setattr("core.studio.store.os.fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
+        patch.setattr("core.studio.files.os.fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.EROFS, "read-only")))
         with pytest.raises(StorageError, match="read-only"):
             await submit(studio)
     (await executor.run(job)).finish()

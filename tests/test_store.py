@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import Settings
+from core.studio.files import checkpoint_name, preview_name
 from core.studio.jobs import (
     Failure,
     Job,
@@ -24,7 +25,7 @@ from core.studio.jobs import (
     StorageError,
     new_id,
 )
-from core.studio.store import Store, Timing, checkpoint_name, preview_name
+from core.studio.store import Store, Timing
 from tests.studio_doubles import progress
 
 ROOM = {"per_owner": 10, "in_all": 100}
@@ -394,7 +395,7 @@ def test_a_file_is_written_whole_or_not_at_all(store: Store, monkeypatch: pytest
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("core.studio.store.os.fsync", full)
+    monkeypatch.setattr("core.studio.files.os.fsync", full)
     with pytest.raises(StorageError, match="no space left"):
         store.files.write("results", name, b"after")
     monkeypatch.undo()

@@ -22,6 +22,8 @@ from typing import Any, ParamSpec, Self, TypeVar
 import platformdirs
 
 from core.config import Settings
+from core.steering import steered
+from core.studio.files import preview_name
 from core.studio.jobs import (
     Estimate,
     Job,
@@ -35,7 +37,7 @@ from core.studio.jobs import (
     new_id,
 )
 from core.studio.scheduler import Event, Executor, Scheduler, Subscription
-from core.studio.store import Store, preview_name
+from core.studio.store import Store
 
 __all__ = ["Event", "Job", "JobState", "Records", "Studio", "StudioSettings", "Subscription", "default_data_directory"]
 
@@ -130,7 +132,14 @@ class Studio:
         return await self._commit(self._store.add_input, owner, data)
 
     async def estimate(
-        self, settings: Settings, content: str, styles: Sequence[str], start: str | None = None
+        self,
+        settings: Settings,
+        content: str,
+        styles: Sequence[str],
+        start: str | None = None,
+        *,
+        masks: Sequence[str | None] = (),
+        protect: str | None = None,
     ) -> Estimate:
         """What a job would need: size, memory, and time as measured on earlier ones (without waiting in the queue).
 
@@ -139,14 +148,20 @@ class Studio:
             content: Id of an input.
             styles: Ids of inputs.
             start: Id of the starting picture, where the settings want one.
+            masks: Ids of masks, as in `submit`.
+            protect: Likewise.
 
         Raises:
             MemoryLimitError: It fits on no device; the remedy names the largest level that does.
             UserError: A picture is broken, a network is missing …
         """
+
+        async def file(name: str | None) -> Path | None:
+            return await self.input_path(name) if name else None
+
         content_path, *style_paths = [await self.input_path(name) for name in (content, *styles)]
-        start_path = await self.input_path(start) if start else None
-        run = Run("", 0, settings, content_path, tuple(style_paths), start_path)
+        mask_paths = tuple([await file(mask) for mask in masks])
+        run = Run("", 0, settings, content_path, tuple(style_paths), await file(start), mask_paths, await file(protect))
         return await self._scheduler.wants(run)
 
     async def submit(
@@ -157,6 +172,9 @@ class Studio:
         settings: Settings,
         *,
         start: str | None = None,
+        masks: Sequence[str | None] = (),
+        protect: str | None = None,
+        film: bool = False,
         key: str | None = None,
         tags: Mapping[str, str] | None = None,
         keep_seconds: float | None = None,
@@ -170,6 +188,10 @@ class Studio:
             styles: Ids of inputs, at least one.
             settings: Of the transfer.
             start: Id of the starting picture, where the settings want one.
+            masks: Ids of grey pictures over the content: where each style goes, by its position; none, or beyond the
+                last: everywhere.
+            protect: Id of a grey picture over the content: what is to keep its content.
+            film: Whether a film of the optimisation is wanted too.
             key: The owner's own name for the job. Submitting the same key again, after a crash for instance, changes
                 nothing and returns the job that is there.
             tags: Anything to find the job by later (`jobs`).
@@ -181,13 +203,16 @@ class Studio:
             MemoryLimitError: It fits on no device; the remedy names the largest level that does.
             UserError: As in `estimate`.
         """
-        estimate = await self.estimate(settings, content, styles, start)
+        estimate = await self.estimate(settings, content, styles, start, masks=masks, protect=protect)
         job = Job(
             id=new_id(),
             owner=owner,
             content=content,
             styles=tuple(styles),
             start=start,
+            masks=tuple(masks),
+            protect=protect,
+            film=film,
             settings=settings,
             key=key,
             tags=dict(tags or {}),
@@ -231,6 +256,25 @@ class Studio:
             NoSuchJobError: It was deleted.
         """
         return self._seen(await self._commit(self._store.resume, job_id))
+
+    async def steer(self, job_id: str, attempt: int, changes: Mapping[str, Any], text: str) -> Job:
+        """Gives a pending job other weights; one that runs goes on with them from where it is.
+
+        What was asked for is part of the job: it survives a restart, and a retry repeats it.
+
+        Args:
+            job_id: Which job.
+            attempt: Which attempt of it was meant.
+            changes: As `Settings.changed` takes them: weights and strengths of the loss and of styles.
+            text: The same for people, such as `content 5 → 7`.
+
+        Raises:
+            SettingsError: A value isn't allowed.
+            JobStateError: The job is at another attempt, or has ended.
+            NoSuchJobError: It was deleted.
+        """
+        steered((await self.job(job_id)).steered_settings, changes)
+        return self._seen(await self._commit(self._store.steer, job_id, attempt, changes, text))
 
     async def retry(self, job_id: str, *, pending: int | None = None) -> Job:
         """Begins a failed or cancelled job again, as its next attempt.
@@ -407,6 +451,17 @@ class Studio:
             NoSuchJobError: The job isn't there, or not done.
         """
         return await asyncio.to_thread((await self.result_path(job_id)).read_bytes)
+
+    async def film_path(self, job_id: str) -> Path:
+        """The file of the film of a finished job; its suffix is its format.
+
+        Raises:
+            NoSuchJobError: The job isn't there, not done, or nobody asked for a film.
+        """
+        job = await self.job(job_id)
+        if job.result is None or job.result.film is None:
+            raise NoSuchJobError("this job has no film", "Ask for one together with the picture")
+        return self._store.files.path("results", job.result.film)
 
     async def preview_bytes(self, job_id: str) -> bytes:
         """The latest preview, a JPEG file; `job.preview` is its version.

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from core.config import Settings
 from core.errors import UserError
+from core.steering import steered
 
 
 class QueueFullError(UserError):
@@ -193,6 +195,8 @@ class Result(_Frozen):
     bytes: int
     seconds: float
     """Computing time of the last run."""
+    film: str | None = None
+    """Name of the file of the film of how it came to be, where one was asked for; its suffix is its format."""
 
 
 class Failure(_Frozen):
@@ -203,6 +207,22 @@ class Failure(_Frozen):
 
     def __str__(self) -> str:
         return str(UserError(self.cause, self.remedy))
+
+
+class Wish(_Frozen):
+    """Other weights for a job that has been submitted already; it goes on with them from where it is."""
+
+    number: int
+    """From 0, in the order in which they were asked for."""
+    time: float
+    changes: dict[str, Any]
+    """A nested mapping, as `Settings.changed` takes it: weights and strengths, never sizes or noise."""
+    text: str
+    """The same for people, such as `content 5 → 7`."""
+    iteration: int | None = None
+    """After which they hold, over all stages; none until a run has taken them."""
+    evaluation: int | None = None
+    """Likewise in evaluations, by which a run that begins again takes them at exactly the same moment."""
 
 
 class Notice(_Frozen):
@@ -233,6 +253,12 @@ class Job(_Frozen):
     styles: Annotated[tuple[str, ...], Field(min_length=1)]
     start: str | None = None
     """Id of the starting picture, where `settings.start` is `image`."""
+    masks: tuple[str | None, ...] = ()
+    """Ids of grey pictures over the content: where each style goes, by its position; none, or beyond: everywhere."""
+    protect: str | None = None
+    """Id of a grey picture over the content: what is to keep its content."""
+    film: bool = False
+    """Whether a film of the optimisation is wanted too."""
     settings: Settings
     key: str | None = None
     """The owner's own name for the job; submitting the same key again gives the same job."""
@@ -259,6 +285,8 @@ class Job(_Frozen):
     result: Result | None = None
     error: Failure | None = None
     notices: tuple[Notice, ...] = ()
+    steering: tuple[Wish, ...] = ()
+    """What was changed on the way; a retry repeats it at the same iterations."""
 
     # Seen from where the queue stands now; filled in by the scheduler, never stored.
     position: int | None = None
@@ -284,6 +312,17 @@ class Job(_Frozen):
     version: int = 0
     """Grows with every change of anything in the store."""
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Ids of all inputs that it uses, each once."""
+        wanted = (self.content, *self.styles, self.start, *self.masks, self.protect)
+        return tuple(dict.fromkeys(name for name in wanted if name))
+
+    @property
+    def steered_settings(self) -> Settings:
+        """The settings with all that was changed on the way."""
+        return reduce(lambda settings, wish: steered(settings, wish.changes), self.steering, self.settings)
+
     def public(self) -> dict[str, Any]:
         """What may be shown of the job, as JSON values."""
         return self.model_dump(mode="json", exclude=_BOOKS)
@@ -308,11 +347,8 @@ def stage_costs(settings: Settings, width: int, height: int) -> list[tuple[int, 
     levels = range(settings.levels + 1)
     pixels = [width * height / 4 ** (settings.levels - level) for level in levels]
     looked_at = [sum(pixels[: level + 1]) if settings.all_levels else pixels[level] for level in levels]
-    optimizer = settings.optimizer
-    if optimizer.schedule == "joint" or not settings.all_levels:
-        return [(optimizer.iterations, looked_at[-1])]
-    coarse = [(optimizer.coarse_iterations, cost) for cost in looked_at[:-1]]
-    return [*coarse, (optimizer.iterations, looked_at[-1])]
+    iterations = settings.stage_iterations()
+    return list(zip(iterations, looked_at[-len(iterations) :], strict=True))
 
 
 def total_work(settings: Settings, width: int, height: int) -> float:
@@ -355,8 +391,16 @@ class Run:
     content: Path
     styles: tuple[Path, ...]
     start: Path | None = None
+    masks: tuple[Path | None, ...] = ()
+    """By the position of their styles, as in `Job`."""
+    protect: Path | None = None
+    steering: tuple[Wish, ...] = ()
+    """What was asked for until now; more may come while it runs."""
     checkpoint: Path | None = None
     """Where the latest checkpoint is, if there is one."""
+    film: bool = False
+    frames: Path | None = None
+    """Where the film's frames up to the latest checkpoint are, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -394,6 +438,17 @@ class Checkpoint:
 
     data: bytes
     iteration: int
+    frames: bytes | None = None
+    """Of the film so far, where one is made."""
+
+
+@dataclass(frozen=True)
+class Steered:
+    """The run has taken a `Wish`, after so many iterations and evaluations."""
+
+    number: int
+    iteration: int
+    evaluation: int
 
 
 @dataclass(frozen=True)
@@ -418,6 +473,10 @@ class Output:
     format: str
     width: int
     height: int
+    film: bytes | None = None
+    """An encoded film, where one was asked for."""
+    film_format: str = ""
+    """Its file's suffix, such as `mp4`."""
 
 
-Update = Progress | Preview | Checkpoint | Remark | Losses | Output
+Update = Progress | Preview | Checkpoint | Steered | Remark | Losses | Output

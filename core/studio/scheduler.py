@@ -26,6 +26,7 @@ from typing import Literal, ParamSpec, Protocol, Self, TypeVar
 
 from core.config import Settings
 from core.errors import MemoryLimitError, UserError
+from core.studio.files import checkpoint_name, frames_name, preview_name
 from core.studio.jobs import (
     Checkpoint,
     Estimate,
@@ -43,14 +44,16 @@ from core.studio.jobs import (
     Result,
     Run,
     Slot,
+    Steered,
     StorageError,
     StudioSettings,
     Update,
+    Wish,
     new_id,
     remaining_work,
     total_work,
 )
-from core.studio.store import Changes, Store, Timing, checkpoint_name, preview_name
+from core.studio.store import Changes, Store, Timing
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +108,9 @@ class Executor(Protocol):
 
     def cancel(self, job_id: str, attempt: int, *, keep: bool) -> None:
         """Makes exactly this run end soon, with a last checkpoint if `keep`; no other run, and none is no mistake."""
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        """Lets exactly this run go on with other weights, which it confirms with `Steered`; none is no mistake."""
 
     async def close(self) -> None:
         """Stops everything."""
@@ -379,6 +385,8 @@ class _Active:
     """When its first progress came (preparing is over then), and the work that was left."""
     preview: int | None = None
     points: list[LossPoint] = field(default_factory=list)
+    steered: int | None = None
+    """How many of its job's wishes the executor has been told; none before it has been told to start."""
     recorded: float = -math.inf
     unsaved: bool = False
     """The owner knows that it can't be saved."""
@@ -566,6 +574,8 @@ class Scheduler:
             self._order = None
         if (active := self._active.get(job.id)) and not self._is_wanted(active):
             self._stop(active, keep=job.state in (JobState.PAUSED, JobState.QUEUED))
+        elif active:
+            self._steer(active, job)
         self._tell(job)
 
     def _tell(self, job: Job) -> None:
@@ -584,6 +594,14 @@ class Scheduler:
         if not active.over:
             active.unwanted = True
             self._executor.cancel(active.job.id, active.job.attempt, keep=keep)
+
+    def _steer(self, active: _Active, job: Job) -> None:
+        """Hands on what was wished for since the run began, by this process or another."""
+        if active.steered is None or active.over:
+            return
+        for wish in job.steering[active.steered :]:
+            self._executor.steer(job.id, job.attempt, wish)
+        active.steered = len(job.steering)
 
     def _queue_changed(self) -> None:
         """Wakes the dispatcher now, and tells queued jobs their new places soon, once for many changes."""
@@ -769,9 +787,11 @@ class Scheduler:
         if active.unwanted:
             return
         output = None
-        run = replace(self._store.run(active.job), settings=active.admission.settings)
         if active.admission.notice:
             await self._take(active, Remark(active.admission.notice))
+        job = self._jobs.get(active.job.id, active.job)  # as it is now: it may have been steered since it was claimed
+        run = replace(self._store.run(job), settings=active.admission.settings)
+        active.steered = len(job.steering)
         try:
             async with contextlib.aclosing(self._executor.start(run, active.slot)) as updates:
                 async for update in updates:
@@ -797,6 +817,8 @@ class Scheduler:
                 await self._take_preview(active, update)
             case Checkpoint():
                 await self._take_checkpoint(active, update)
+            case Steered():
+                await self._take_steered(active, update)
             case Losses():
                 active.points.extend(update.points)
             case Remark():
@@ -828,6 +850,9 @@ class Scheduler:
     async def _take_checkpoint(self, active: _Active, checkpoint: Checkpoint) -> None:
         job, name = active.job, checkpoint_name(active.job)
         try:
+            if checkpoint.frames is not None:  # before the checkpoint: frames that are too late are left out
+                frames = (frames_name(job), checkpoint.frames)
+                await asyncio.to_thread(self._store.files.write, "checkpoints", *frames)
             await asyncio.to_thread(self._store.files.write, "checkpoints", name, checkpoint.data)
             await self.commit(self._store.record_checkpoint, job.id, job.attempt, checkpoint.iteration)
         except StorageError as error:
@@ -840,6 +865,12 @@ class Scheduler:
             active.unsaved = True
             text = f"This job can't be saved on the way ({error.cause}), so a restart would begin it again."
             await self._take_remark(active, text)
+
+    async def _take_steered(self, active: _Active, steered: Steered) -> None:
+        try:
+            await self.commit(self._store.record_steered, active.job.id, active.job.attempt, steered)
+        except StorageError as error:  # a restart would take the wish up again, where it goes on
+            log.warning("job %s: steering can't be written down: %s", active.job.id, error)
 
     async def _take_remark(self, active: _Active, text: str) -> None:
         log.info("job %s: %s", active.job.id, text)
@@ -866,6 +897,10 @@ class Scheduler:
         job, files = active.job, self._store.files
         name = f"{new_id()}.{output.format}"
         await asyncio.to_thread(files.write, "results", name, output.data)
+        film = None
+        if output.film is not None:
+            film = f"{new_id()}.{output.film_format}"
+            await asyncio.to_thread(files.write, "results", film, output.film)
         seconds = time.monotonic() - active.began
         result = Result(
             file=name,
@@ -874,11 +909,13 @@ class Scheduler:
             height=output.height,
             bytes=len(output.data),
             seconds=seconds,
+            film=film,
         )
         timing = None if job.checkpoint_iteration else _timing(active, seconds)  # of whole runs only
         finish = (job.id, job.attempt, result, active.progress, active.points, timing)
         if not await self._patiently(self._store.finish, *finish):
-            await asyncio.to_thread(files.remove, "results", name)  # cancelled, paused or deleted at the last moment
+            for left in filter(None, (name, film)):  # cancelled, paused or deleted at the last moment
+                await asyncio.to_thread(files.remove, "results", left)
 
     async def _end_failed(self, active: _Active, failure: Failure) -> None:
         await self._record(active, now=True)

@@ -3,10 +3,7 @@
 The data directory:
 
     studio.sqlite3     jobs, their changes of state, losses and timings; records of the front doors
-    inputs/            content, style and starting pictures
-    results/           finished pictures
-    checkpoints/       where running jobs go on after a crash; named by job and attempt
-    previews/          the latest picture of every job; named by job
+    inputs/ …          pictures and checkpoints; see `core.studio.files`
     locks/             one file per process, held as long as it lives, and one per device slot
 
 Several processes may share the directory. Each has an id and holds the lock of that name; the operating system lets go
@@ -21,21 +18,19 @@ a file that nobody names, which `tidy` finds.
 """
 
 import contextlib
-import errno
 import json
 import logging
-import os
-import re
 import sqlite3
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from core.studio.files import KINDS, STRAY_SECONDS, Files, checkpoint_name, frames_name, preview_name, storage_error
 from core.studio.jobs import (
     PENDING,
     UNSTORED,
@@ -50,8 +45,10 @@ from core.studio.jobs import (
     QueueFullError,
     Result,
     Run,
+    Steered,
     StorageError,
     Transition,
+    Wish,
     check_transition,
     new_id,
 )
@@ -106,15 +103,16 @@ _MIGRATIONS = (
         number INTEGER PRIMARY KEY, space TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, UNIQUE (space, key)
     );
     """,
+    # Jobs with masks, films and steering: a program that knows nothing of them must not go on with this directory.
+    """
+    UPDATE jobs SET document = json_insert(
+        document, '$.masks', json_array(), '$.protect', NULL, '$.film', json('false'), '$.steering', json_array()
+    );
+    """,
 )
 """One script per version of the schema; a database of an older version runs those that it lacks."""
 
-Kind = Literal["inputs", "results", "checkpoints", "previews"]
-KINDS: tuple[Kind, ...] = ("inputs", "results", "checkpoints", "previews")
-_NAME = re.compile(r"[0-9a-f]{24}(-\d+)?(\.[a-z]{1,5})?")
-_PARTIAL = ".partial"
-_STRAY_SECONDS = 3600.0
-"""A file that no row names may be about to be named; after an hour it isn't."""
+_MOST_STEERING = 100
 
 
 @dataclass(frozen=True)
@@ -141,108 +139,6 @@ class Changes:
     queue_paused: bool
 
 
-# ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _storage_error(error: OSError, place: Path) -> StorageError:
-    """What went wrong with a file or directory, in a user's words."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageError(f"there is no space left for files in {place}", "Free some space there and try again")
-    reason = error.strerror or str(error)
-    return StorageError(f"{place} can't be used: {reason}", "Check that the directory exists and may be written")
-
-
-class Files:
-    """Pictures and checkpoints under the data directory. Safe to use from any thread."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def path(self, kind: Kind, name: str) -> Path:
-        """Where a file is. Only names of the studio's own making are understood; nothing leads out of the directory."""
-        if not _NAME.fullmatch(name):
-            raise NoSuchJobError("there is no such file")
-        return self._root / kind / name
-
-    def write(self, kind: Kind, name: str, data: bytes, *, sync: bool = True) -> None:
-        """Writes a file whole or not at all.
-
-        Args:
-            kind: Its directory.
-            name: Its name there.
-            data: All of it.
-            sync: Wait until it is on the disk, so that it survives a power cut.
-
-        Raises:
-            StorageError: No space, no permission.
-        """
-        path = self.path(kind, name)
-        partial = path.with_name(f"{new_id()}{_PARTIAL}")
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                if sync:
-                    file.flush()
-                    os.fsync(file.fileno())
-            partial.replace(path)
-            if sync:
-                _sync_directory(path.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise _storage_error(error, path.parent) from error
-
-    def read(self, kind: Kind, name: str) -> bytes:
-        """The file's bytes.
-
-        Raises:
-            NoSuchJobError: It isn't there.
-            StorageError: It can't be read.
-        """
-        path = self.path(kind, name)
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise NoSuchJobError("this picture isn't there any more") from None
-        except OSError as error:
-            raise _storage_error(error, path.parent) from error
-
-    def remove(self, kind: Kind, name: str) -> None:
-        """Removes a file, if it is there. One that can't be removed is left for `sweep`."""
-        try:
-            self.path(kind, name).unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s can't be removed: %s", self._root / kind / name, error)
-
-    def sweep(self, kind: Kind, known: Collection[str]) -> None:
-        """Removes files older than an hour that nobody names: what crashes left behind."""
-        before = time.time() - _STRAY_SECONDS
-        for path in (self._root / kind).iterdir():
-            with contextlib.suppress(OSError):  # another process may sweep as well
-                if path.name not in known and path.stat().st_mtime < before:
-                    path.unlink()
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a rename in `directory` survive a power cut (where directories can be opened, as they can't on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def checkpoint_name(job: Job) -> str:
-    """Each attempt has its own file, so that what an earlier one still writes can't reach a later one."""
-    return f"{job.id}-{job.attempt}"
-
-
-def preview_name(job_id: str) -> str:
-    """The file of a job's preview."""
-    return f"{job_id}.jpeg"
-
-
 # ── The store ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -267,7 +163,7 @@ class Store:
             self._alive = self._process_lock(self.process)
             self._alive.acquire(timeout=0)
         except OSError as error:
-            raise _storage_error(error, root) from error
+            raise storage_error(error, root) from error
         try:
             with _told(root), FileLock(root / "locks" / "database.lock", timeout=60):
                 self._connection = _connect(root / "studio.sqlite3")
@@ -319,7 +215,7 @@ class Store:
             if earlier:
                 return earlier[0]
             self._check_room(job.owner, per_owner, in_all)
-            for name in _inputs_of(job):
+            for name in job.inputs:
                 self._use(name, job.id)
             return self._enter(job, "submitted")
 
@@ -331,8 +227,7 @@ class Store:
         """
         with self._transaction():
             job = self._get(job_id)
-            if job.attempt != attempt:
-                raise JobStateError(f"this was attempt {attempt}, and the job is at attempt {job.attempt} now")
+            _check_attempt(job, attempt)
             if job.state is not JobState.CANCELLED:
                 job = self._move(job, JobState.CANCELLED, "cancelled", finished=time.time(), interrupted=False)
         self._drop_checkpoint(job)
@@ -402,6 +297,28 @@ class Store:
                     self._write(queued.model_copy(update={"rank": rank}))
             return self._get(job_id)
 
+    def steer(self, job_id: str, attempt: int, changes: Mapping[str, Any], text: str) -> Job:
+        """Notes other weights for a pending job; whoever runs it, now or later, takes them up.
+
+        Args:
+            job_id: The job.
+            attempt: That was meant.
+            changes: As `Settings.changed` takes them.
+            text: The same for people.
+
+        Raises:
+            JobStateError: The job is at another attempt, has ended, or was steered too often.
+        """
+        with self._transaction():
+            job = self._get(job_id)
+            _check_attempt(job, attempt)
+            if not job.state.pending:
+                raise JobStateError(f"this job is {job.state}, so it can't be steered any more")
+            if len(job.steering) >= _MOST_STEERING:
+                raise JobStateError(f"this job has been steered {_MOST_STEERING} times, which has to do")
+            wish = Wish(number=len(job.steering), time=time.time(), changes=dict(changes), text=text)
+            return self._write(job.model_copy(update={"steering": (*job.steering, wish)}))
+
     def pause_queue(self, paused: bool) -> None:
         """Starts no further job, in no process, until told otherwise."""
         with self._transaction():
@@ -412,14 +329,23 @@ class Store:
 
     def run(self, job: Job) -> Run:
         """The job as an executor needs it."""
+
+        def file(name: str | None) -> Path | None:
+            return self.files.path("inputs", name) if name else None
+
         return Run(
             job_id=job.id,
             attempt=job.attempt,
             settings=job.settings,
             content=self.files.path("inputs", job.content),
             styles=tuple(self.files.path("inputs", style) for style in job.styles),
-            start=self.files.path("inputs", job.start) if job.start else None,
+            start=file(job.start),
+            masks=tuple(map(file, job.masks)),
+            protect=file(job.protect),
+            steering=job.steering,
             checkpoint=self.files.path("checkpoints", checkpoint_name(job)),
+            film=job.film,
+            frames=self.files.path("checkpoints", frames_name(job)),
         )
 
     def claim(self, job_id: str, kind: str) -> Job | None:
@@ -458,6 +384,16 @@ class Store:
         with self._transaction():
             if job := self._held(job_id, attempt):
                 self._write(job.model_copy(update={"checkpoint_iteration": iteration}))
+
+    def record_steered(self, job_id: str, attempt: int, steered: Steered) -> None:
+        """Notes since when a run of this process does as it was told."""
+        with self._transaction():
+            job = self._held(job_id, attempt)
+            if job and job.steering[steered.number].iteration is None:
+                since = {"iteration": steered.iteration, "evaluation": steered.evaluation}
+                steering = list(job.steering)
+                steering[steered.number] = steering[steered.number].model_copy(update=since)
+                self._write(job.model_copy(update={"steering": tuple(steering)}))
 
     def add_notice(self, job_id: str, attempt: int, text: str) -> None:
         """Tells the owner something, once: what is known already is not repeated by a later run."""
@@ -595,8 +531,8 @@ class Store:
 
     def remove_files(self, job: Job) -> None:
         """Removes what a deleted job, or a run that outlived it, left in files."""
-        if job.result:
-            self.files.remove("results", job.result.file)
+        for name in filter(None, (job.result.file, job.result.film) if job.result else ()):
+            self.files.remove("results", name)
         self.files.remove("previews", preview_name(job.id))
         self._drop_checkpoint(job)
 
@@ -893,6 +829,7 @@ class Store:
 
     def _drop_checkpoint(self, job: Job) -> None:
         self.files.remove("checkpoints", checkpoint_name(job))
+        self.files.remove("checkpoints", frames_name(job))
 
     def _remove_unused(self, where: str, value: Any) -> None:
         with self._transaction():
@@ -907,10 +844,11 @@ class Store:
             inputs = {name for (name,) in self._rows("SELECT id FROM inputs")}
             names = {name for (name,) in self._rows("SELECT id FROM jobs")}
             pending = self._select("state IN ('queued', 'running', 'paused')")
-            results = self._rows("SELECT json_extract(document, '$.result.file') FROM jobs WHERE state = 'done'")
+            kept = "SELECT json_extract(document, '$.result.file'), json_extract(document, '$.result.film') FROM jobs"
+            results = self._rows(f"{kept} WHERE state = 'done'")
         self.files.sweep("inputs", inputs)
-        self.files.sweep("results", {name for (name,) in results})
-        self.files.sweep("checkpoints", {checkpoint_name(job) for job in pending})
+        self.files.sweep("results", {name for names in results for name in names})
+        self.files.sweep("checkpoints", {name for job in pending for name in (checkpoint_name(job), frames_name(job))})
         self.files.sweep("previews", {preview_name(name) for name in names})
         self._sweep_locks()
 
@@ -921,7 +859,7 @@ class Store:
         for path in (self.root / "locks").glob("process-*.lock"):
             process = path.stem.removeprefix("process-")
             with contextlib.suppress(OSError):
-                if process not in running and path.stat().st_mtime < time.time() - _STRAY_SECONDS:
+                if process not in running and path.stat().st_mtime < time.time() - STRAY_SECONDS:
                     with self._if_dead(process):
                         pass
 
@@ -943,15 +881,16 @@ _AFRESH: dict[str, Any] = {
 """What a retry forgets of the attempt before."""
 
 
+def _check_attempt(job: Job, attempt: int) -> None:
+    if job.attempt != attempt:
+        raise JobStateError(f"this was attempt {attempt}, and the job is at attempt {job.attempt} now")
+
+
 def _crash_failure(crashes: int, note: str) -> Failure:
     return Failure(
         cause=f"{note}, {crashes} times in a row without getting any further",
         remedy="Retry it with a smaller level, or less memory (max_memory)",
     )
-
-
-def _inputs_of(job: Job) -> Sequence[str]:
-    return [job.content, *job.styles, *([job.start] if job.start else [])]
 
 
 def _connect(path: Path) -> sqlite3.Connection:

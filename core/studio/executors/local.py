@@ -12,20 +12,23 @@ gets is small values and finished bytes.
 import asyncio
 import contextlib
 import gc
+import io
 import logging
 import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from core.errors import CheckpointError, MemoryLimitError, UserError
+from core.studio.executors.frames import Frames
 from core.studio.jobs import (
     Checkpoint,
     Estimate,
@@ -39,8 +42,10 @@ from core.studio.jobs import (
     Remark,
     Run,
     Slot,
+    Steered,
     StudioSettings,
     Update,
+    Wish,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +64,10 @@ _SWITCH_SECONDS = 0.001
 # ── What computes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _unmoved(changes: Mapping[str, Any]) -> None:
+    """For what can't be steered."""
+
+
 @dataclass(frozen=True)
 class Moment:
     """Where a run is after one step, and what can be had of it.
@@ -69,6 +78,8 @@ class Moment:
     progress: Progress
     checkpoint: Callable[[], bytes]
     preview: Callable[[], bytes]
+    steer: Callable[[Mapping[str, Any]], None] = _unmoved
+    """Changes weights, as `Settings.changed` takes them, for all steps to come."""
 
 
 class Backend(Protocol):
@@ -94,7 +105,8 @@ class Backend(Protocol):
         """Computes step by step and returns the finished picture. Closing it stops within one evaluation.
 
         Args:
-            run: What to compute.
+            run: What to compute, with the steering that is to take hold at known iterations; all other comes through
+                `Moment.steer`.
             device: Where.
             checkpoint: Where to go on.
             remark: Takes what the owner should know.
@@ -103,6 +115,9 @@ class Backend(Protocol):
             CheckpointError: The checkpoint is damaged or of another run (raised before the first step).
             UserError: Anything else that the owner can mend.
         """
+
+    def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
+        """A film of JPEG files, which may be of several sizes, and its file's suffix."""
 
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether this says that memory ran out."""
@@ -120,7 +135,7 @@ class Backend(Protocol):
 class Mailbox:
     """Takes updates in a thread and gives them out on an event loop, the latest of each kind only.
 
-    Remarks, losses and the output are all kept; they are few.
+    Remarks, losses, steering and the output are all kept; they are few.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -177,7 +192,10 @@ class Mailbox:
     def _take(self) -> tuple[list[Update], bool]:
         self._news.clear()
         with self._lock:
-            updates = [*self._latest.values(), *self._all]  # the output, if any, is the last of all
+            # Wish before the checkpoint that knows it; the output, if any, is the last of all.
+            steered = [update for update in self._all if isinstance(update, Steered)]
+            others = [update for update in self._all if not isinstance(update, Steered)]
+            updates = [*steered, *self._latest.values(), *others]
             self._latest, self._all, self._rung = {}, [], False
             return updates, self._ended
 
@@ -192,6 +210,12 @@ class _Work:
     run: Run
     slot: Slot
     mailbox: Mailbox
+    wishes: deque[Wish] = field(default_factory=deque)
+    """What it is to take up at its next step."""
+    asked: list[Wish] = field(default_factory=list)
+    """What it takes up with the evaluation that it is in, if it comes to its end."""
+    taken: list[Wish] = field(default_factory=list)
+    """What it has taken up, now or before a restart."""
     stop: threading.Event = field(default_factory=threading.Event)
     keep: bool = False
     """Save it when it stops."""
@@ -199,6 +223,18 @@ class _Work:
 
     def remark(self, text: str) -> None:
         self.mailbox.put(Remark(text))
+
+    def take_wishes(self, moment: Moment) -> None:
+        """Tells what has been taken up since the last moment, and lets the run go on from this one as it is asked."""
+        for wish in self.asked:
+            self.mailbox.put(Steered(wish.number, wish.iteration or 0, wish.evaluation or 0))
+        self.taken += self.asked
+        self.asked.clear()
+        since = {"iteration": moment.progress.iteration, "evaluation": moment.progress.evaluations}
+        while self.wishes:
+            wish = self.wishes.popleft()
+            moment.steer(wish.changes)
+            self.asked.append(wish.model_copy(update=since))
 
 
 class _Cadence:
@@ -220,10 +256,11 @@ class _Cadence:
 
 
 class _Reporter:
-    """Decides which moments are told, shown, drawn in the chart and saved."""
+    """Decides which moments are told, shown, filmed, drawn in the chart and saved."""
 
-    def __init__(self, mailbox: Mailbox, settings: StudioSettings) -> None:
+    def __init__(self, mailbox: Mailbox, settings: StudioSettings, frames: Frames | None) -> None:
         self._mailbox = mailbox
+        self._frames = frames
         self._progress = _Cadence(settings.progress_seconds, at_once=True)
         self._preview = _Cadence(settings.preview_seconds, _PREVIEW_SHARE, at_once=True)
         self._checkpoint = _Cadence(settings.checkpoint_seconds, _CHECKPOINT_SHARE, at_once=False)
@@ -240,6 +277,8 @@ class _Reporter:
         with self._preview.when_due() as due:
             if due:
                 self._mailbox.put(Preview(moment.preview()))
+        if self._frames:
+            self._frames.offer(progress.iteration, moment.preview)
         with self._checkpoint.when_due() as due:
             if due and not self._mailbox.saving:
                 self.save(moment)
@@ -253,7 +292,8 @@ class _Reporter:
 
     def save(self, moment: Moment) -> None:
         """Hands out a checkpoint."""
-        self._mailbox.put(Checkpoint(moment.checkpoint(), moment.progress.iteration))
+        frames = self._frames.encode() if self._frames else None
+        self._mailbox.put(Checkpoint(moment.checkpoint(), moment.progress.iteration, frames))
 
 
 def _chart_point(progress: Progress) -> LossPoint:
@@ -304,7 +344,9 @@ class LocalExecutor:
 
     async def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
         """Computes in a thread of its own; ends when the thread does."""
-        work = _Work(run, slot, Mailbox(asyncio.get_running_loop()))
+        wishes = deque(wish for wish in run.steering if wish.iteration is None)
+        taken = [wish for wish in run.steering if wish.iteration is not None]
+        work = _Work(run, slot, Mailbox(asyncio.get_running_loop()), wishes, taken)
         self._works[run.job_id, run.attempt] = work
         # A daemon: a long evaluation must not keep a process alive that is asked to end.
         work.thread = threading.Thread(target=self._compute, args=(work,), name=slot.name, daemon=True)
@@ -322,6 +364,11 @@ class LocalExecutor:
         if work := self._works.get((job_id, attempt)):
             work.keep = keep
             work.stop.set()
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        """Gives the run's thread something to take up after the evaluation that it is in."""
+        if work := self._works.get((job_id, attempt)):
+            work.wishes.append(wish)
 
     async def close(self) -> None:
         """Lets go of all devices. One where a thread still computes stays locked until the process ends."""
@@ -368,6 +415,8 @@ class LocalExecutor:
 
     def _compute_once(self, work: _Work, run: Run) -> bool:
         """Computes as far as it gets; false where memory ran out."""
+        work.wishes.extendleft(reversed(work.asked))  # of an earlier try
+        work.asked.clear()
         try:
             try:
                 self._follow(work, run, _saved(run))
@@ -385,7 +434,9 @@ class LocalExecutor:
 
     def _follow(self, work: _Work, run: Run, checkpoint: bytes | None) -> None:
         """Takes step after step until the end, or until told to stop."""
-        reporter = _Reporter(work.mailbox, self._settings)
+        run = replace(run, steering=tuple(work.taken))
+        frames = _frames_of(run)
+        reporter = _Reporter(work.mailbox, self._settings, frames)
         moment: Moment | None = None
         with contextlib.closing(self._backend.compute(run, work.slot.device, checkpoint, work.remark)) as moments:
             while not work.stop.is_set():
@@ -394,12 +445,29 @@ class LocalExecutor:
                 except StopIteration as end:
                     if moment is not None:
                         reporter.tell(moment.progress)
-                    work.mailbox.put(end.value)
+                    work.mailbox.put(self._with_film(end.value, frames))
                     return
+                work.take_wishes(moment)
                 reporter.report(moment)
             if moment is not None and work.keep:
                 reporter.tell(moment.progress)
                 reporter.save(moment)
+
+    def _with_film(self, output: Output, frames: Frames | None) -> Output:
+        if not frames or not frames.pictures:
+            return output
+        film, suffix = self._backend.film(frames.pictures)
+        return replace(output, film=film, film_format=suffix)
+
+
+def _frames_of(run: Run) -> Frames | None:
+    """The film's frames until now; none where nobody asked for a film."""
+    if not run.film:
+        return None
+    frames = Frames()
+    if run.frames:
+        frames.restore(run.frames)
+    return frames
 
 
 def _saved(run: Run) -> bytes | None:
@@ -484,6 +552,8 @@ class TorchBackend:
         self, run: Run, device: str, checkpoint: bytes | None, remark: Callable[[str], None]
     ) -> Generator[Moment, None, Output]:
         """Reads the pictures, and steps the optimisation."""
+        from core import images  # noqa: PLC0415
+        from core.steering import Steer  # noqa: PLC0415
         from core.transfer import Transfer  # noqa: PLC0415
 
         content, *styles = [_read(path, remark) for path in (run.content, *run.styles)]
@@ -495,12 +565,18 @@ class TorchBackend:
             weights_file=self._settings.weights,
             start=_read(run.start, remark).pixels if run.start else None,
             alpha=content.alpha,
+            masks=[images.read_mask(mask.read_bytes()) if mask else None for mask in run.masks],
+            protect=images.read_mask(run.protect.read_bytes()) if run.protect else None,
+            steering=[
+                Steer(evaluation=wish.evaluation or 0, iteration=wish.iteration or 0, changes=wish.changes)
+                for wish in run.steering
+            ],
         )
         for notice in transfer.notices:
             remark(notice)
         with contextlib.closing(transfer.steps(checkpoint)) as steps:
             for step in steps:
-                yield Moment(_progress(step), step.checkpoint, partial(self._preview, step))
+                yield Moment(_progress(step), step.checkpoint, partial(self._preview, step), transfer.steer)
         return Output(transfer.encode(step), "png", step.width, step.height)
 
     def _preview(self, step: "Step") -> bytes:
@@ -510,6 +586,16 @@ class TorchBackend:
         scale = min(1.0, self._settings.preview_side / max(step.width, step.height))
         size = (max(1, round(step.height * scale)), max(1, round(step.width * scale)))
         return images.encode(images.resize(step.picture(), size), "jpeg", quality=85)
+
+    def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
+        """All frames at the size of the last."""
+        from PIL import Image  # noqa: PLC0415
+
+        pictures = [Image.open(io.BytesIO(frame)) for frame in frames]
+        same = [picture.resize(pictures[-1].size) for picture in pictures]
+        stream = io.BytesIO()
+        same[0].save(stream, "WEBP", save_all=True, append_images=same[1:], duration=80, quality=80)
+        return stream.getvalue(), "webp"
 
     def out_of_memory(self, error: BaseException) -> bool:
         """On CUDA there is a class for it, elsewhere only words."""
