@@ -2,15 +2,16 @@
 
 Geometry: level l has shorter side 256·2^l. The longer side is chosen once, at level 0, rounded to whole pixels, and
 doubled from level to level, so that every level halves exactly: 3:2 gives 384×256, 768×512, 1536×1024, 3072×2048. A
-style keeps its own aspect ratio. Every level is resized (bicubic, antialiased) from the original picture, not from the
-next finer level.
+style keeps its own aspect ratio; its scale multiplies its size (`style_size`). Every level is resized (bicubic,
+antialiased) from the original picture, not from the next finer level.
 
 Departure from Gatys et al. 2015: their loss is taken at one scale. Here the same loss is taken at every level of the
 picture at once, and summed.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +20,15 @@ from core import losses, tiles
 from core.config import LossSettings, Settings
 from core.errors import WeightsError
 from core.features import Network, block_of, default_content_layers, default_style_layers
+from core.guides import Guidance, at_block
 from core.images import Size, resize
+from core.shards import Shards, SpreadLevel
 from core.tiles import WHOLE, ContentTarget, Tiling
 
 LEVEL_0_SIDE = 256
+
+_LEAST_MASS = 1e-6
+"""Of a style's region, in positions: a region too small for a layer has no statistics there, and no gradient."""
 
 
 def level_size(size: Size, level: int) -> Size:
@@ -31,6 +37,18 @@ def level_size(size: Size, level: int) -> Size:
     longer = round(LEVEL_0_SIDE * max(size) / min(size))
     scale = 2**level
     return (LEVEL_0_SIDE * scale, longer * scale) if height <= width else (longer * scale, LEVEL_0_SIDE * scale)
+
+
+def style_size(size: Size, level: int, scale: float) -> Size:
+    """Height and width at `level` of a style of `size`, its features `scale` times as large as usual.
+
+    The shorter side never falls below half of level 0's, where the deepest layers would have too few positions for
+    statistics; and the scale enlarges no style beyond its own resolution, where there is nothing but blur to be learnt.
+    """
+    usual = level_size(size, level)
+    most = max(1.0, min(size) / min(usual))
+    factor = max(min(scale, most), LEVEL_0_SIDE / 2 / min(usual))
+    return round(usual[0] * factor), round(usual[1] * factor)
 
 
 @dataclass(frozen=True)
@@ -84,12 +102,21 @@ class PyramidLoss:
     gradient: Tensor
 
 
+Statistics = Mapping[str, Tensor]
+"""Of one style at one level: for every style layer, the Gram matrix per position."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Level:
+    """One level: what weights don't change, and the objective under the present ones."""
+
     level: int
     size: Size
+    statistics: tuple[Statistics, ...]
+    content: Mapping[str, ContentTarget]
     objective: tiles.Objective
     tiling: Tiling
+    spread: SpreadLevel | None
 
 
 class Pyramid:
@@ -99,8 +126,10 @@ class Pyramid:
         network: Where features come from.
         settings: Layers, weights, levels.
         content: [1, 3, H, W], sRGB in [0, 1], at its original size.
-        styles: One or more pictures like it, each at its original size; they weigh the same.
+        styles: One or more pictures like it, each at its original size.
         tilings: How each level is computed, from level 0 up; whole where there is none.
+        guidance: Where each style paints; none: all of them everywhere.
+        shards: Which levels are spread over several workers; none: all are computed on the network's device.
     """
 
     def __init__(
@@ -110,9 +139,15 @@ class Pyramid:
         content: Tensor,
         styles: Sequence[Tensor],
         tilings: Sequence[Tiling] = (),
+        guidance: Guidance | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.network = network
+        self.shards = shards
+        self.settings = settings
         self.weights = settings.loss
+        self._content = content
+        self._guidance = None if guidance is None or guidance.is_plain else guidance
         layers = choose_layers(settings.loss, network.layers)
         self.style_layers, self.content_layers, self.notices = layers.style, layers.content, layers.notices
         first = 0 if settings.all_levels else settings.levels
@@ -123,19 +158,62 @@ class Pyramid:
 
     def _level(self, level: int, content: Tensor, styles: Sequence[Tensor], tiling: Tiling) -> _Level:
         size = level_size((content.shape[2], content.shape[3]), level)
-        objective = tiles.Objective(
-            style_loss=self._style_loss([self._statistics(style, level, tiling) for style in styles]),
+        statistics = tuple(
+            self._statistics(style, level, self.settings.style(number).scale, tiling)
+            for number, style in enumerate(styles)
+        )
+        targets = self._content_targets(size, tiling) if self.weights.content_weight else {}
+        objective = self._objective(size, statistics, targets)
+        return _Level(level, size, statistics, targets, objective, tiling, self._spread(level, size, tiling))
+
+    def weighted(self, settings: Settings) -> "Pyramid":
+        """The same targets under other weights: settings that differ in what `core.steering` can change."""
+        new = copy.copy(self)
+        new.settings, new.weights = settings, settings.loss
+        new.levels = tuple(new._weighted_level(level) for level in self.levels)
+        return new
+
+    def _weighted_level(self, level: _Level) -> _Level:
+        targets = level.content
+        if self.weights.content_weight and not targets:
+            targets = self._content_targets(level.size, level.tiling)
+        objective = self._objective(level.size, level.statistics, targets)
+        return replace(level, content=targets, objective=objective)
+
+    def _objective(
+        self, size: Size, statistics: Sequence[Statistics], content: Mapping[str, ContentTarget]
+    ) -> tiles.Objective:
+        weights = [self.settings.style(number).weight for number in range(len(statistics))]
+        if self._guidance is None:
+            style_loss = self._style_loss(statistics, [weight / (sum(weights) or 1) for weight in weights])
+            return self._plain_objective(style_loss, content)
+        shares = self._guidance.shares(size, weights).to(self.network.device)
+        guides = {layer: at_block(shares, block_of(layer))[:, 0] for layer in self.style_layers}
+        style_loss = self._guided_style_loss(statistics, shares.mean((1, 2, 3)).tolist(), guides)
+        emphasis = 1 + (self.weights.protect_weight - 1) * self._guidance.protection(size).to(self.network.device)
+        guided = {
+            layer: replace(target, guide=at_block(emphasis, block_of(layer))) for layer, target in content.items()
+        }
+        return replace(self._plain_objective(style_loss, guided), guides=guides)
+
+    def _plain_objective(self, style_loss: tiles.StyleLoss, content: Mapping[str, ContentTarget]) -> tiles.Objective:
+        return tiles.Objective(
+            style_loss=style_loss,
             style_layers=self.style_layers,
             style_weight=self.weights.style_weight,
-            content=self._content_targets(resize(content, size), tiling) if self.weights.content_weight else {},
+            content=content if self.weights.content_weight else {},
             content_weight=self.weights.content_weight,
             with_ones=bool(self.network.metrics),
         )
-        return _Level(level, size, objective, tiling)
 
-    def _statistics(self, style: Tensor, level: int, tiling: Tiling) -> dict[str, Tensor]:
+    def _spread(self, level: int, size: Size, tiling: Tiling) -> SpreadLevel | None:
+        if self.shards is None or level < self.shards.from_level:
+            return None
+        return SpreadLevel(self.shards, level, size[0], self.network, tiling)
+
+    def _statistics(self, style: Tensor, level: int, scale: float, tiling: Tiling) -> Statistics:
         """The style's Gram matrix per position, in the teacher's metric where there is one, for every style layer."""
-        picture = resize(style, level_size((style.shape[2], style.shape[3]), level)).clamp(0, 1)
+        picture = resize(style, style_size((style.shape[2], style.shape[3]), level, scale)).clamp(0, 1)
         picture = _without_rim(picture)
         sums = tiles.grams(
             self.network, picture, self.style_layers, with_ones=bool(self.network.metrics), tiling=tiling
@@ -156,17 +234,41 @@ class Pyramid:
         affine = torch.cat([metric.weight, metric.bias[:, None]], 1)
         return affine @ gram @ affine.T
 
-    def _style_loss(self, statistics: Sequence[Mapping[str, Tensor]]) -> tiles.StyleLoss:
-        """The mean over layers and styles of the distance between Gram matrices, given those of the picture."""
+    def _style_loss(self, statistics: Sequence[Statistics], shares: Sequence[float]) -> tiles.StyleLoss:
+        """The mean over layers of the distances between Gram matrices, every style's share of it multiplied in."""
 
         def loss(grams: Mapping[str, Tensor], positions: Mapping[str, int]) -> Tensor:
-            terms = []
-            for layer, gram in grams.items():
-                value = self._in_metric(layer, gram / positions[layer])
-                terms += [self._style_distance(value, targets[layer]) for targets in statistics]
-            return torch.stack(terms).mean()
+            values = {layer: self._in_metric(layer, gram / positions[layer]) for layer, gram in grams.items()}
+            return self._summed([values] * len(shares), statistics, shares)
 
         return loss
+
+    def _guided_style_loss(
+        self, statistics: Sequence[Statistics], shares: Sequence[float], guides: Mapping[str, Tensor]
+    ) -> tiles.StyleLoss:
+        """The same, every style measured in its own region, which counts by its area."""
+        masses = {layer: guide.sum((1, 2)).tolist() for layer, guide in guides.items()}
+
+        def loss(grams: Mapping[str, Tensor], positions: Mapping[str, int]) -> Tensor:
+            values = [
+                {
+                    layer: self._in_metric(layer, gram[number] / max(masses[layer][number], _LEAST_MASS))
+                    for layer, gram in grams.items()
+                }
+                for number in range(len(shares))
+            ]
+            return self._summed(values, statistics, shares)
+
+        return loss
+
+    def _summed(
+        self, values: Sequence[Statistics], statistics: Sequence[Statistics], shares: Sequence[float]
+    ) -> Tensor:
+        terms = [
+            share * torch.stack([self._style_distance(value, targets[layer]) for layer, value in found.items()]).mean()
+            for found, targets, share in zip(values, statistics, shares, strict=True)
+        ]
+        return torch.stack(terms).sum()
 
     def _style_distance(self, value: Tensor, target: Tensor) -> Tensor:
         if self.weights.normalisation == "target":
@@ -177,8 +279,9 @@ class Pyramid:
         scale = self.network.convention.feature_scale**4
         return scale * (value - target).square().sum() / (4 * channels**2)
 
-    def _content_targets(self, content: Tensor, tiling: Tiling) -> dict[str, ContentTarget]:
-        found = tiles.activations(self.network, content.clamp(0, 1), self.content_layers, tiling)
+    def _content_targets(self, size: Size, tiling: Tiling) -> dict[str, ContentTarget]:
+        content = resize(self._content, size).clamp(0, 1)
+        found = tiles.activations(self.network, content, self.content_layers, tiling)
         return {layer: self._content_target(layer, features) for layer, features in found.items()}
 
     def _content_target(self, layer: str, features: Tensor) -> ContentTarget:
@@ -208,13 +311,18 @@ class Pyramid:
         leaf = picture.detach().requires_grad_()
         with torch.enable_grad():
             resized = resize(leaf, level.size)
-        evaluation = tiles.loss_and_gradient(self.network, resized, level.objective, level.tiling)
+        evaluation = self._loss_and_gradient(resized, level)
         gradient, variation = evaluation.gradient, 0.0
         if self.weights.tv_weight:
             variation, slope = _total_variation(resized)
             gradient = gradient + self.weights.tv_weight * slope
         (gradient,) = torch.autograd.grad(resized, leaf, self.weights.level_weight(level.level) * gradient)
         return LevelLoss(level.level, evaluation.content, evaluation.style, variation), gradient
+
+    def _loss_and_gradient(self, picture: Tensor, level: _Level) -> tiles.Evaluation:
+        if level.spread is not None:
+            return level.spread.evaluate(picture, level.objective)
+        return tiles.loss_and_gradient(self.network, picture, level.objective, level.tiling)
 
     def _total(self, terms: Sequence[LevelLoss]) -> float:
         weights = self.weights

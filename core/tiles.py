@@ -64,15 +64,13 @@ class Part:
 class ContentTarget:
     """What one content layer should be: its features [1, C, h, w], and the factor of Σ (f − target)².
 
-    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). Where `features` are those of
-    a part of the picture, `top` is the row of the layer that they begin with. `guide` [1, 1, h, w], of the whole layer,
-    multiplies the positions' shares of the sum.
+    `metric` [C, C], where given, turns the sum into Σ (f − target)ᵀ metric (f − target). `guide`
+    [1, 1, h, w] multiplies the positions' shares of the sum.
     """
 
     features: Tensor
     factor: float
     metric: Tensor | None = None
-    top: int = 0
     guide: Tensor | None = None
 
     def distance(self, features: Tensor, first: int = 0) -> Tensor:
@@ -94,12 +92,12 @@ class ContentTarget:
         return losses.gram_gradient(difference, self.factor * self.metric)
 
     def part(self, first: int, last: int) -> "ContentTarget":
-        """The rows `first … last` of it."""
-        return replace(self, features=self.features[:, :, first - self.top : last - self.top], top=first)
+        """The target of the rows `first … last` alone."""
+        guide = None if self.guide is None else self.guide[:, :, first:last]
+        return replace(self, features=self.features[:, :, first:last], guide=guide)
 
     def _difference(self, features: Tensor, first: int) -> Tensor:
-        row = first - self.top
-        return features - self.features[:, :, row : row + features.shape[2]]
+        return features - self.features[:, :, first : first + features.shape[2]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +127,14 @@ class Objective:
             return losses.gram_gradient(features, derivative)
         return losses.guided_gram_gradient(features, self._guide(layer, features, first), derivative)
 
+    def part(self, part: Part) -> "Objective":
+        """The objective of a part of the picture: content and guides of its rows alone."""
+        content = {layer: target.part(*part.rows(block_of(layer))) for layer, target in self.content.items()}
+        guides = {layer: guide[:, slice(*part.rows(block_of(layer)))] for layer, guide in self.guides.items()}
+        return replace(self, content=content, guides=guides)
+
     def _guide(self, layer: str, features: Tensor, first: int) -> Tensor:
-        return self.guides[layer][:, first : first + features.shape[2]]
+        return self.guides[layer][:, first : first + features.shape[2]].to(features.device)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -159,11 +163,11 @@ class Evaluation:
 @dataclass(frozen=True, eq=False)
 class _Band:
     """One computed band: the rows from `top` on of the block's input that it read, what it gives to the next block
-    (from row `first` on, before pooling), and its layers (from row `layers_first` on).
+    (from row `first` on, before pooling), and its layers (from row `counted` of the part on).
     """
 
     first: int
-    layers_first: int
+    counted: int
     top: int
     inputs: Tensor
     output: Tensor | None
@@ -195,7 +199,7 @@ class Passes:
     Args:
         network: Where features come from.
         picture: [1, 3, H, W], sRGB in [0, 1], float32; of a part, the rows that it needs (`rows_needed`).
-        objective: Of the level; neither its style loss nor its weights are asked.
+        objective: Of the level, or of the part; neither its style loss nor its weights are asked.
         tiling: How it is computed.
         part: The rows whose positions count; none: all of them.
     """
@@ -218,10 +222,10 @@ class Passes:
         for band in self._walk.forward(self._prepared.detach()):
             for layer, features in band.layers.items():
                 if layer in objective.style_layers:
-                    _accumulate(grams, layer, objective.gram(layer, features.detach(), band.layers_first))
+                    _accumulate(grams, layer, objective.gram(layer, features.detach(), band.counted))
                     _accumulate(positions, layer, features.shape[2] * features.shape[3])
                 if layer in objective.content:
-                    content += objective.content[layer].distance(features.detach(), band.layers_first).cpu()
+                    content += objective.content[layer].distance(features.detach(), band.counted).cpu()
         return Statistics(grams, positions, float(content))
 
     def gradient(self, derivatives: Mapping[str, Tensor], content_weight: float) -> Tensor:
@@ -237,10 +241,10 @@ class Passes:
             gradients: dict[str, Tensor] = {}
             for layer, features in band.layers.items():
                 if layer in derivatives:
-                    part = objective.gram_gradient(layer, features.detach(), band.layers_first, derivatives[layer])
+                    part = objective.gram_gradient(layer, features.detach(), band.counted, derivatives[layer])
                     _accumulate(gradients, layer, part)
                 if layer in objective.content:
-                    part = objective.content[layer].gradient(features.detach(), band.layers_first)
+                    part = objective.content[layer].gradient(features.detach(), band.counted)
                     _accumulate(gradients, layer, part.mul_(content_weight))
             return gradients
 
@@ -401,7 +405,7 @@ class _Walk:
         output = None
         if number + 1 < len(self.blocks):
             output = self.network.pool(_rows(features, first - top, last - top))
-        return _Band(first, counted[0], read_from, inputs, output, found)
+        return _Band(first, counted[0] - reach.counted[0], read_from, inputs, output, found)
 
     def _layer(
         self, features: Tensor, convolution: Convolution, number: int, *, at_top: bool, at_bottom: bool

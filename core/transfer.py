@@ -28,6 +28,7 @@ from core.images import Size, resize
 from core.optimizers import Iterate
 from core.parametrisation import parametrise
 from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
+from core.shards import Shards
 from core.steering import Steer, Steering
 
 _PATIENCE = 10
@@ -78,6 +79,12 @@ class _Spent:
         return _Spent(self.iterations + iterations, self.evaluations + evaluations, self.seconds + seconds)
 
 
+def network_of(settings: Settings, loaded: weights.Weights, device: torch.device) -> Network:
+    """The network of a run, in the settings' precision where the device has it."""
+    dtype = devices.dtype(settings.precision, device)
+    return Network(loaded, pooling=settings.pooling, padding=settings.padding, device=device, dtype=dtype)
+
+
 class Transfer:
     """One run of style transfer: pictures and settings in, steps out.
 
@@ -93,6 +100,7 @@ class Transfer:
             None, and a style beyond the list, is everywhere.
         protect: Likewise, where the content is kept.
         steering: Changes of weights that an earlier run recorded, to be made again.
+        shards: Which levels are computed by other workers, whose networks are `network_of` the same settings.
 
     Raises:
         UserError: Weights are missing, a layer isn't there, the device doesn't exist, settings contradict each other, a
@@ -112,6 +120,7 @@ class Transfer:
         masks: Sequence[Tensor | None] = (),
         protect: Tensor | None = None,
         steering: Sequence[Steer] = (),
+        shards: Shards | None = None,
     ) -> None:
         if not styles:
             raise SettingsError("a style transfer needs at least one style")
@@ -126,13 +135,11 @@ class Transfer:
         self.protect = protect
         self._steering = Steering(settings, steering)
         self._given_start = start
+        self._shards = shards
         loaded = weights.load(weights.choose(settings.network), weights_file)
         sizes = [(style.shape[2], style.shape[3]) for style in styles]
         self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded)
-        dtype = devices.dtype(settings.precision, self.device)
-        self.network = Network(
-            loaded, pooling=settings.pooling, padding=settings.padding, device=self.device, dtype=dtype
-        )
+        self.network = network_of(settings, loaded, self.device)
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -152,7 +159,7 @@ class Transfer:
         """The objective; its targets are computed on first use."""
         content = self.content.to(self.device)
         styles = [style.to(self.device) for style in self.styles]
-        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings)
+        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings, self._shards)
 
     @cached_property
     def starting_picture(self) -> Tensor:

@@ -242,7 +242,7 @@ def test_parts_of_a_picture_add_up_to_it(
     parts = [tiles.Part(first, last, height) for first, last in pairwise(edges)]
     rows = [tiles.rows_needed(network, wanted.layers, part) for part in parts]
     passes = [
-        tiles.Passes(network, picture[:, :, first:last], wanted, tiling, part)
+        tiles.Passes(network, picture[:, :, first:last], wanted.part(part), tiling, part)
         for part, (first, last) in zip(parts, rows, strict=True)
     ]
     found = [one.statistics() for one in passes]
@@ -252,7 +252,7 @@ def test_parts_of_a_picture_add_up_to_it(
     style, derivatives = tiles.style_derivatives(wanted, statistics)
     gradient = torch.zeros_like(picture)
     for one, (first, last) in zip(passes, rows, strict=True):
-        gradient[:, :, first:last] += one.gradient(derivatives)
+        gradient[:, :, first:last] += one.gradient(derivatives, wanted.content_weight)
     vgg = reference.Vgg(TENSORS, pooling=pooling, padding=padding)
     expected_style, expected_content, derivative = expected(vgg, picture)
     assert style == pytest.approx(expected_style, rel=1e-11)
