@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input
 
 from core.errors import WeightsError
 from core.weights import Weights, conv_indices
@@ -51,11 +50,15 @@ CONVENTIONS: Mapping[str, Convention] = {"vgg19": TORCHVISION, "vgg19-oxford": O
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """A 3×3 convolution: weight [out, in, 3, 3], bias [out]; `name` is e.g. "3_1"."""
+    """A 3×3 convolution: weight [out, in, 3, 3], bias [out]; `name` is e.g. "3_1".
+
+    `adjoint` [in, out, 3, 3] is the weight of the convolution that takes gradients back.
+    """
 
     name: str
     weight: Tensor
     bias: Tensor
+    adjoint: Tensor
 
     @property
     def channels(self) -> int:
@@ -108,7 +111,9 @@ class Network:
                 break
             weight = weights.tensors[f"features.{index}.weight"].to(self.device, self.dtype)
             bias = weights.tensors[f"features.{index}.bias"].to(self.device, self.dtype)
-            yield Convolution(name, weight.contiguous(memory_format=torch.channels_last), bias)
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            adjoint = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            yield Convolution(name, weight, bias, adjoint)
 
     def _metrics(self, weights: Weights) -> Iterator[tuple[str, Metric]]:
         for key, weight in weights.tensors.items():
@@ -168,14 +173,46 @@ class Network:
         bottom: bool = True,
         rectify: bool = False,
     ) -> Tensor:
+        """`respond`, differentiable with respect to the features."""
+        response: Tensor = _Convolve.apply(features, self, convolution, (top, bottom), rectify)
+        return response
+
+    def respond(
+        self,
+        features: Tensor,
+        convolution: Convolution,
+        *,
+        top: bool = True,
+        bottom: bool = True,
+        rectify: bool = False,
+    ) -> Tensor:
         """One convolution [1, in, H, W] → [1, out, H', W], followed by its rectifier where `rectify` says so.
 
         The left and right sides are padded; so are the top and bottom where they are the picture's own. Where they are
         not (a band cut out of a picture), the output is a row shorter there.
         """
-        rows = (int(top), int(bottom))
-        response: Tensor = _Convolve.apply(features, convolution.weight, convolution.bias, self.padding, rows, rectify)
-        return response
+        if self.padding == "zeros" and top and bottom:
+            response = F.conv2d(features, convolution.weight, convolution.bias, padding=1)
+        else:
+            mode = "constant" if self.padding == "zeros" else self.padding
+            padded = F.pad(features, (1, 1, int(top), int(bottom)), mode=mode)
+            response = F.conv2d(padded, convolution.weight, convolution.bias)
+        return response.relu_() if rectify else response
+
+    def pull_back(self, gradient: Tensor, convolution: Convolution, *, top: bool = True, bottom: bool = True) -> Tensor:
+        """The adjoint of `respond` without bias and rectifier: [1, out, H', W] → [1, in, H, W].
+
+        The gradient of a convolution with respect to its input is a convolution with the flipped weights, and runs as
+        fast as the forward one; only the borders need more.
+        """
+        if top and bottom:
+            received = F.conv2d(gradient, convolution.adjoint, padding=1)
+        else:
+            received = F.conv2d(gradient, convolution.adjoint, padding=(2, 1))
+            received = received[:, :, int(top) : received.shape[2] - int(bottom)]
+        if self.padding != "zeros":
+            _fold_borders(received, gradient, convolution.weight, self.padding, (top, bottom))
+        return received
 
     def pool(self, features: Tensor) -> Tensor:
         """Halves the resolution: [1, C, H, W] → [1, C, ⌊H/2⌋, ⌊W/2⌋]."""
@@ -223,7 +260,7 @@ def layers_of(weights: Weights) -> tuple[str, ...]:
 
 
 class _Convolve(torch.autograd.Function):
-    """Padding, 3×3 convolution and rectifier in one, differentiable with respect to the features.
+    """A convolution and its rectifier, differentiable with respect to the features.
 
     Autograd would keep the padded input and the output of each; the backward pass needs no more than which outputs are
     positive. That halves the memory of a pass and saves copies.
@@ -231,49 +268,56 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        padding: Padding,
-        rows: tuple[int, int],
-        rectify: bool,
+        ctx: Any, features: Tensor, network: Network, convolution: Convolution, rows: tuple[bool, bool], rectify: bool
     ) -> Tensor:
-        mode = "constant" if padding == "zeros" else padding
-        if padding == "zeros" and rows == (1, 1):
-            response = F.conv2d(features, weight, bias, padding=1)
-        else:
-            response = F.conv2d(F.pad(features, (1, 1, *rows), mode=mode), weight, bias)
-        if rectify:
-            response = response.relu_()
-        ctx.save_for_backward(weight, response if rectify else None)
-        ctx.shape, ctx.padding, ctx.rows = features.shape, padding, rows
+        top, bottom = rows
+        response = network.respond(features, convolution, top=top, bottom=bottom, rectify=rectify)
+        ctx.save_for_backward(response if rectify else None)
+        ctx.network, ctx.convolution, ctx.rows = network, convolution, rows
         return response
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        weight, rectified = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (rectified,) = ctx.saved_tensors
         if rectified is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, rectified, 0)
-        _, channels, height, width = ctx.shape
         top, bottom = ctx.rows
-        padded = (1, channels, height + top + bottom, width + 2)
-        received: Tensor = conv2d_input(padded, weight, gradient)  # type: ignore[no-untyped-call]
-        return _unpadded(received, ctx.padding, top, bottom), None, None, None, None, None
+        return ctx.network.pull_back(gradient, ctx.convolution, top=top, bottom=bottom), None, None, None, None
 
 
-def _unpadded(gradient: Tensor, padding: Padding, top: int, bottom: int) -> Tensor:
-    """The adjoint of padding: what the rows and columns beyond the border received goes to those they copied."""
-    distance = {"zeros": 0, "replicate": 1, "reflect": 2}[padding]
-    if distance:
-        gradient[..., distance] += gradient[..., 0]
-        gradient[..., -1 - distance] += gradient[..., -1]
-        if top:
-            gradient[..., distance, :] += gradient[..., 0, :]
-        if bottom:
-            gradient[..., -1 - distance, :] += gradient[..., -1, :]
-    return gradient[..., top : gradient.shape[2] - bottom, 1:-1]
+def _fold_borders(
+    received: Tensor, gradient: Tensor, weight: Tensor, padding: Padding, rows: tuple[bool, bool]
+) -> None:
+    """The adjoint of padding: what the lines beyond the border would receive goes to those that they copy.
+
+    Args:
+        received: [1, in, H, W], what the picture's own positions received; added to.
+        gradient: [1, out, H', W], with respect to the response.
+        weight: [out, in, 3, 3], channels-last.
+        padding: Which lines were copied.
+        rows: Whether the top and the bottom were padded.
+    """
+    top, bottom = rows
+    copied = {"replicate": 0, "reflect": 1}[padding]
+    for beyond, wanted, edge, ky in ((top, copied, 0, 0), (bottom, -1 - copied, -1, 2)):
+        if beyond:
+            line, values = received[0, :, wanted].T, gradient[0, :, edge].T
+            kernels = [weight[:, :, ky, kx] for kx in range(3)]
+            _correlate(line, values, kernels, before=1)
+            line[copied, None].addmm_(values[:1], kernels[0])  # the corners, which two paddings copied
+            line[-1 - copied, None].addmm_(values[-1:], kernels[2])
+    for wanted, edge, kx in ((copied, 0, 0), (-1 - copied, -1, 2)):
+        kernels = [weight[:, :, ky, kx] for ky in range(3)]
+        _correlate(received[0, :, :, wanted].T, gradient[0, :, :, edge].T, kernels, before=int(top))
+
+
+def _correlate(line: Tensor, values: Tensor, kernels: Sequence[Tensor], before: int) -> None:
+    """`line[i + k − before] += values[i] @ kernels[k]` wherever the line [n, in] has that position."""
+    for k, kernel in enumerate(kernels):
+        shift = k - before
+        first, last = max(0, -shift), min(values.shape[0], line.shape[0] - shift)
+        line[first + shift : last + shift].addmm_(values[first:last], kernel)
 
 
 def name_of_layer(layer: str) -> str:
