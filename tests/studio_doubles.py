@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from core.config import Settings
 from core.errors import CheckpointError
@@ -150,6 +152,8 @@ class ScriptedExecutor:
 class Rehearsal:
     """A backend without pictures: every step mixes the inputs' bytes, and the result is their digest.
 
+    New weights are mixed in as well, so that the result says when they came.
+
     Args:
         steps: Iterations of a run; none: those of the job's settings.
         step_seconds: How long one takes.
@@ -200,10 +204,18 @@ class Rehearsal:
                 self.evaluations += 1
                 if self._step_seconds:
                     time.sleep(self._step_seconds)
+                for wish in run.steering:
+                    if wish.iteration == done:
+                        state = mixed(state, wish.changes)
                 done, state = done + 1, hashlib.sha256(state).digest()
                 saved = f"{done}:".encode() + state
                 preview = self._preview or saved
-                yield Moment(progress(done, iterations), partial(self._save, saved), partial(bytes, preview))
+                wishes: list[Mapping[str, Any]] = []
+                yield Moment(
+                    progress(done, iterations), partial(self._save, saved), partial(bytes, preview), wishes.append
+                )
+                for changes in wishes:
+                    state = mixed(state, changes)
         finally:
             self.closed += 1
         return Output(self._picture or state, "png", 256, 256)
@@ -213,7 +225,7 @@ class Rehearsal:
         return state
 
     def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
-        return b"|".join(frames), "gif"
+        return b" ".join(frame.partition(b":")[0] for frame in frames), "gif"
 
     def out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)
@@ -225,12 +237,28 @@ class Rehearsal:
         self.cleaned.append(device)
 
 
-def rehearsed(content: bytes, style: bytes, iterations: int) -> bytes:
-    """What a `Rehearsal` makes of its inputs, computed independently of steps and checkpoints."""
+def rehearsed(
+    content: bytes, style: bytes, iterations: int, steering: Mapping[int, Mapping[str, Any]] | None = None
+) -> bytes:
+    """What a `Rehearsal` makes of its inputs, computed independently of steps and checkpoints.
+
+    Args:
+        content: Bytes.
+        style: Likewise.
+        iterations: How many.
+        steering: New weights by the iteration after which they came.
+    """
     state = hashlib.sha256(content + style).digest()
-    for _ in range(iterations):
+    for done in range(iterations):
+        if steering and done in steering:
+            state = mixed(state, steering[done])
         state = hashlib.sha256(state).digest()
     return state
+
+
+def mixed(state: bytes, changes: Mapping[str, Any]) -> bytes:
+    """The state of a `Rehearsal` under new weights."""
+    return hashlib.sha256(state + json.dumps(changes, sort_keys=True).encode()).digest()
 
 
 def _beginning(run: Run) -> bytes:

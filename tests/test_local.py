@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -32,8 +33,10 @@ from core.studio.jobs import (
     Remark,
     Run,
     Slot,
+    Steered,
     StudioSettings,
     Update,
+    Wish,
 )
 from tests.studio_doubles import QUICK, SMALL, Rehearsal, open_studio, progress, rehearsed, submit
 
@@ -538,3 +541,88 @@ def test_devices_give_slots() -> None:
 def test_a_studio_without_an_engine_loads_no_torch() -> None:
     code = "import sys, core.studio, core.studio.executors.local; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
+
+
+# ── New weights, and films ───────────────────────────────────────────────────────────────────────────────────────────
+
+WEIGHTS = {"loss": {"content_weight": 0.5}}
+
+
+def wish(number: int = 0, **when: int) -> Wish:
+    return Wish(number=number, time=1.0, changes=WEIGHTS, text="content 5 → 7", **when)
+
+
+def results(updates: list[Update]) -> list[bytes]:
+    return [update.data for update in updates if isinstance(update, Output)]
+
+
+async def test_a_run_takes_new_weights_between_two_steps_and_says_when(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+
+    def steer(run: Run, iteration: int) -> None:
+        if iteration == 20:
+            executor.steer("job", 1, wish())
+            executor.steer("job", 2, wish())  # of another attempt, and of another job: nobody's
+            executor.steer("other", 1, wish())
+
+    executor = executor_of(tmp_path, Rehearsal(hook=steer))
+    updates = await updates_of(executor, run)
+    assert [update for update in updates if isinstance(update, Steered)] == [Steered(0, 20, 21)]
+    assert results(updates) == [rehearsed(b"content", b"style", 60, {20: WEIGHTS})]
+
+
+async def test_what_was_taken_up_before_is_taken_up_at_the_same_moment_again(tmp_path: Path) -> None:
+    run = dataclasses.replace(run_of(tmp_path), steering=(wish(iteration=20, evaluation=21), wish(1)))
+    updates = await updates_of(executor_of(tmp_path, Rehearsal()), run)
+    assert [update for update in updates if isinstance(update, Steered)] == [Steered(1, 1, 2)]
+    assert results(updates) == [rehearsed(b"content", b"style", 60, {20: WEIGHTS, 1: WEIGHTS})]
+
+
+async def test_new_weights_outlive_a_try_that_ran_out_of_memory(tmp_path: Path) -> None:
+    tries = 0
+
+    def run_out(run: Run, iteration: int) -> None:
+        nonlocal tries
+        if iteration == 20:
+            tries += 1
+            if tries == 1:
+                executor.steer("job", 1, wish())
+        if iteration == 30 and tries == 1:
+            raise MemoryError
+
+    settings = QUICK.model_copy(update={"checkpoint_seconds": 100.0})
+    executor = executor_of(tmp_path, Rehearsal(hook=run_out), settings)
+    updates = await updates_of(executor, run_of(tmp_path))
+    assert tries == 2
+    assert results(updates) == [rehearsed(b"content", b"style", 60, {20: WEIGHTS})]
+
+
+async def test_a_film_is_made_where_one_is_wanted(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    (without,) = [
+        update for update in await updates_of(executor_of(tmp_path, Rehearsal()), run) if isinstance(update, Output)
+    ]
+    assert without.film is None
+    filmed = dataclasses.replace(run, film=True, frames=tmp_path / "frames")
+    updates = await updates_of(executor_of(tmp_path, Rehearsal()), filmed)
+    (output,) = [update for update in updates if isinstance(update, Output)]
+    assert output.film is not None and output.film_format == "gif"
+    assert output.film.split() == [b"%d" % number for number in range(1, 61)]
+
+
+async def test_a_film_goes_on_after_a_restart(tmp_path: Path) -> None:
+    run = dataclasses.replace(run_of(tmp_path), film=True, frames=tmp_path / "frames")
+
+    def stop(run: Run, iteration: int) -> None:
+        if iteration == 30:
+            executor.cancel("job", 1, keep=True)
+
+    executor = executor_of(tmp_path, Rehearsal(hook=stop))
+    saved = [update for update in await updates_of(executor, run) if isinstance(update, Checkpoint)][-1]
+    assert saved.frames is not None and run.checkpoint is not None and run.frames is not None
+    run.frames.write_bytes(saved.frames)
+    run.checkpoint.write_bytes(saved.data)
+    updates = await updates_of(executor_of(tmp_path, Rehearsal()), run)
+    (output,) = [update for update in updates if isinstance(update, Output)]
+    assert output.film is not None
+    assert output.film.split() == [b"%d" % number for number in range(1, 61)]

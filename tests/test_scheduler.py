@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.config import OptimizerSettings, Settings
-from core.errors import ImageError, MemoryLimitError
+from core.errors import ImageError, MemoryLimitError, SettingsError
 from core.studio import Studio
 from core.studio.files import Files, checkpoint_name
 from core.studio.jobs import (
@@ -31,12 +31,14 @@ from core.studio.jobs import (
     LossPoint,
     LostRunError,
     NoSuchJobError,
+    Output,
     PoisonedDeviceError,
     Preview,
     QueueFullError,
     Remark,
     Run,
     Slot,
+    Steered,
     StorageError,
     new_id,
 )
@@ -998,3 +1000,61 @@ async def _finish_all(executor: ScriptedExecutor) -> None:
             executor._runs[job_id].send(progress(30))
             executor._runs[job_id].finish(new_id().encode())
         await asyncio.sleep(0)
+
+
+# ── New weights ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+WEIGHTS = {"loss": {"content_weight": 0.5}}
+
+
+async def test_a_running_job_is_steered_from_any_process_and_says_when(
+    tmp_path: Path, studio: Studio, executor: ScriptedExecutor
+) -> None:
+    job = await submit(studio)
+    run = await executor.run(job)
+    await studio.steer(job.id, 1, WEIGHTS, "content 5 → 7")
+    elsewhere = Store(tmp_path)
+    elsewhere.steer(job.id, 1, {"loss": {"style_weight": 2.0}}, "style 5 → 6")
+    elsewhere.close()
+    await settled(lambda: len(executor.steered) == 2)
+    assert [(job_id, attempt, wish.number) for job_id, attempt, wish in executor.steered] == [
+        (job.id, 1, 0),
+        (job.id, 1, 1),
+    ]
+    run.send(Steered(0, 37, 40))
+    async with asyncio.timeout(PATIENCE):
+        with studio.subscribe(job_id=job.id) as events:
+            while (await studio.job(job.id)).steering[0].iteration != 37:
+                await events.next()
+    run.finish()
+    assert (await finished(studio, job)).steering[0].text == "content 5 → 7"
+
+
+async def test_what_was_asked_for_before_a_run_comes_with_it(studio: Studio, executor: ScriptedExecutor) -> None:
+    await studio.pause_queue()
+    job = await submit(studio)
+    await studio.steer(job.id, 1, WEIGHTS, "content 5 → 7")
+    await studio.resume_queue()
+    run = await executor.run(job)
+    assert [wish.changes for wish in run.run.steering] == [WEIGHTS]
+    assert executor.steered == []
+
+
+@pytest.mark.parametrize("changes", [{"levels": 2}, {"loss": {"content_weight": -1}}, {"noise": {"strength": 0.1}}])
+async def test_only_weights_can_be_steered(studio: Studio, changes: dict[str, object]) -> None:
+    job = await submit(studio)
+    with pytest.raises(SettingsError):
+        await studio.steer(job.id, 1, changes, "")
+    assert (await studio.job(job.id)).steering == ()
+
+
+async def test_a_film_is_kept_beside_its_picture(studio: Studio, executor: ScriptedExecutor) -> None:
+    job = await submit(studio, film=True)
+    run = await executor.run(job)
+    assert run.run.film
+    run.send(Output(b"picture", "png", 256, 256, b"film", "mp4"))
+    run.end()
+    await finished(studio, job)
+    path = await studio.film_path(job.id)
+    assert (path.read_bytes(), path.suffix) == (b"film", ".mp4")
+    assert await studio.result_bytes(job.id) == b"picture"

@@ -1,6 +1,7 @@
 """What survives, and what a restart makes of it."""
 
 import errno
+import json
 import os
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.config import Settings
-from core.studio.files import checkpoint_name, preview_name
+from core.studio.files import checkpoint_name, frames_name, preview_name
 from core.studio.jobs import (
     Failure,
     Job,
@@ -22,10 +23,11 @@ from core.studio.jobs import (
     NoSuchJobError,
     QueueFullError,
     Result,
+    Steered,
     StorageError,
     new_id,
 )
-from core.studio.store import Store, Timing
+from core.studio.store import _MIGRATIONS, Store, Timing
 from tests.studio_doubles import progress
 
 ROOM = {"per_owner": 10, "in_all": 100}
@@ -590,3 +592,83 @@ def test_records_keep_json_in_order(store: Store, other: Store) -> None:
     assert other.record("bot.settings", "43") is None
     assert store.remove_record("bot.albums", "second")
     assert not other.remove_record("bot.albums", "second"), "only one of two takes it away"
+
+
+# Masks, steering, films
+
+WEIGHTS = {"loss": {"content_weight": 0.5}}
+
+
+def test_a_database_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    job = Job.model_validate(
+        {"id": new_id(), "owner": "lab", "content": new_id(), "styles": [new_id()], "created": 1.0}
+        | {"settings": Settings(levels=0), "width": 256, "height": 256}
+    )
+    new = {"masks", "protect", "film", "steering"}
+    with sqlite3.connect(tmp_path / "studio.sqlite3") as connection:
+        connection.executescript(_MIGRATIONS[0])
+        connection.execute("INSERT INTO jobs VALUES (?, 1, ?)", (job.id, job.model_dump_json(exclude=new)))
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    store = Store(tmp_path)
+    assert store.get(job.id) == job
+    document = store._connection.execute("SELECT document FROM jobs").fetchone()[0]
+    assert new <= json.loads(document).keys()
+    store.close()
+
+
+def test_masks_are_kept_as_long_as_their_job(store: Store) -> None:
+    masks, protect = (None, store.add_input("lab", b"mask")), store.add_input("lab", b"face")
+    job = submitted(store, masks=masks, protect=protect)
+    store.tidy(None, keep_unused_seconds=-DAY)
+    run = store.run(job)
+    assert run.masks[0] is None and run.masks[1] is not None and run.protect is not None
+    assert (run.masks[1].read_bytes(), run.protect.read_bytes()) == (b"mask", b"face")
+    store.delete(job.id)
+    store.tidy(None, keep_unused_seconds=-DAY)
+    assert not run.masks[1].exists() and not run.protect.exists()
+    with pytest.raises(NoSuchJobError):
+        submitted(store, masks=("0" * 24,))
+
+
+def test_new_weights_are_part_of_the_job(store: Store) -> None:
+    job = running(store)
+    asked = store.steer(job.id, 1, WEIGHTS, "content 5 → 7")
+    assert [(wish.number, wish.text, wish.iteration) for wish in asked.steering] == [(0, "content 5 → 7", None)]
+    assert asked.steered_settings.loss.content_weight == 0.5
+    store.record_steered(job.id, 1, Steered(0, 37, 40))
+    store.record_steered(job.id, 1, Steered(0, 99, 99))  # a run that begins again doesn't know better
+    store.steer(job.id, 1, WEIGHTS, "again")
+    fresh = crash(store)
+    (first, second) = fresh.run(fresh.get(job.id)).steering
+    assert (first.iteration, first.evaluation, second.number, second.iteration) == (37, 40, 1, None)
+    fresh.close()
+
+
+def test_only_the_attempt_that_was_meant_is_steered_and_only_while_it_can_be(store: Store) -> None:
+    job = running(store)
+    with pytest.raises(JobStateError, match="this was attempt 2"):
+        store.steer(job.id, 2, WEIGHTS, "")
+    for _ in range(100):
+        store.steer(job.id, 1, WEIGHTS, "")
+    with pytest.raises(JobStateError, match="100 times"):
+        store.steer(job.id, 1, WEIGHTS, "")
+    with pytest.raises(JobStateError, match="is done"):
+        store.steer(done(store).id, 1, WEIGHTS, "")
+
+
+def test_a_film_and_its_frames_go_with_their_job(store: Store) -> None:
+    job = running(store, film=True)
+    for name in (checkpoint_name(job), frames_name(job)):
+        store.files.write("checkpoints", name, b"saved")
+    picture, film = f"{new_id()}.png", f"{new_id()}.mp4"
+    for name in (picture, film):
+        store.files.write("results", name, b"data")
+    assert store.finish(job.id, 1, RESULT.model_copy(update={"file": picture, "film": film}))
+    assert not list((store.root / "checkpoints").iterdir())
+    for path in (store.root / "results").iterdir():
+        os.utime(path, (0, 0))
+    store.tidy(None, DAY)
+    assert {path.name for path in (store.root / "results").iterdir()} == {picture, film}
+    store.delete(job.id)
+    assert not list((store.root / "results").iterdir())

@@ -346,7 +346,7 @@ class LocalExecutor:
         """Computes in a thread of its own; ends when the thread does."""
         wishes = deque(wish for wish in run.steering if wish.iteration is None)
         taken = [wish for wish in run.steering if wish.iteration is not None]
-        work = _Work(run, slot, Mailbox(asyncio.get_running_loop()), wishes, taken)
+        work = _Work(run, slot, Mailbox(asyncio.get_running_loop()), wishes=wishes, taken=taken)
         self._works[run.job_id, run.attempt] = work
         # A daemon: a long evaluation must not keep a process alive that is asked to end.
         work.thread = threading.Thread(target=self._compute, args=(work,), name=slot.name, daemon=True)
