@@ -40,7 +40,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.mm(left.T, right, out_dtype=torch.float32)
     total = torch.zeros(left.shape[1], right.shape[1], device=left.device)
-    for one, other in zip(left.split(_POSITIONS_PER_PRODUCT), right.split(_POSITIONS_PER_PRODUCT), strict=True):
+    parts = (torch.split(matrix, _POSITIONS_PER_PRODUCT) for matrix in (left, right))
+    for one, other in zip(*parts, strict=True):
         total += one.T @ other
     return total
 
