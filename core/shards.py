@@ -31,7 +31,7 @@ from torch import Tensor
 
 from core import tiles
 from core.features import Network
-from core.tiles import ContentTarget, Evaluation, Objective, Part, Passes, Statistics, Tiling
+from core.tiles import Evaluation, Objective, Part, Passes, Statistics, Tiling
 
 Key = tuple[int, int]
 """A level, and the number of one of its parts."""
@@ -191,7 +191,7 @@ class SpreadLevel:
         self._network = network
         self._tiling = tiling
         self._slabs: tuple[Slab, ...] = ()
-        self._held: tuple[Mapping[str, ContentTarget], Mapping[str, Tensor]] | None = None
+        self._held: Objective | None = None
 
     def evaluate(self, picture: Tensor, objective: Objective) -> Evaluation:
         """As `tiles.loss_and_gradient`, to rounding: loss and gradient at `picture` [1, 3, H, W]."""
@@ -208,17 +208,21 @@ class SpreadLevel:
 
     def _share_out(self, objective: Objective) -> None:
         """Sends the workers what they hold, once for all evaluations: weights may change, targets don't."""
-        held = (objective.content, objective.guides)
-        if self._held is not None and all(now is before for now, before in zip(held, self._held, strict=True)):
+        if self._held is not None and _has_the_targets_of(objective, self._held):
             return
         stride = 1 << (len(self._network.blocks(objective.layers)) - 1)
         self._slabs = tuple(self._slab(objective, part) for part in cut(self._height, self._count, stride))
         self._workers.hold(self._level, self._slabs)
-        self._held = held
+        self._held = objective
 
     def _slab(self, objective: Objective, part: Part) -> Slab:
         rows = tiles.rows_needed(self._network, objective.layers, part)
         return Slab(part, rows, replace(objective.part(part), style_loss=_taken_elsewhere), self._tiling)
+
+
+def _has_the_targets_of(objective: Objective, other: Objective) -> bool:
+    pairs = ((objective.content, other.content), (objective.guides, other.guides))
+    return all(one is another or not (one or another) for one, another in pairs)
 
 
 def cut(height: int, count: int, stride: int) -> list[Part]:

@@ -159,7 +159,7 @@ class Transfer:
         """The objective; its targets are computed on first use."""
         content = self.content.to(self.device)
         styles = [style.to(self.device) for style in self.styles]
-        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings, self._shards)
+        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings, shards=self._shards)
 
     @cached_property
     def starting_picture(self) -> Tensor:
