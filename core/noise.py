@@ -11,11 +11,19 @@ four stages, all of which one description (`NoiseSettings`) composes:
 
 The start is a blend, level by level: where a level has amplitude a, it replaces the share a of the content.
 
+Several styles share the noise as they share the picture (`Mixture`): every spot is made of one style's pixels, drawn by
+their shares where it lies, and no spot reaches into a region that its style has no share in.
+
+Every level draws from numbers of its own, and as many as it has spots, whatever the other levels draw. So a level that
+says how many spots there are along the shorter side makes the same pattern at every size of the picture.
+
 Geometry: the envelope is a function of the offsets (x, y) from the centre, each as a share of its side, so it is an
 ellipse on a picture that is not square. Spots are cells of a grid over the whole picture, smoothed by bicubic resizing.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +32,24 @@ from torch import Tensor
 from core.config import NoiseLevel, NoiseSettings
 from core.images import Size, resize
 
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Several styles, and what they have of a picture.
+
+    Attributes:
+        styles: Each [1, 3, h, w].
+        shares: [S, 1, H, W], each style's share of every place; together 1 at most, less where there is less noise.
+    """
+
+    styles: Sequence[Tensor]
+    shares: Tensor
+
+
 _NORMAL_DEVIATION = 0.5
 """Standard deviation of `normal` colours: about a third of them lie outside [0, 1], so spots are vivid."""
+_LEAST_SHARE = 1e-6
+"""Less than this of a place is nothing."""
 
 
 def spot_grid(level: NoiseLevel, size: Size) -> Size:
@@ -61,12 +85,38 @@ def _random_pixel(style: Tensor, generator: torch.Generator) -> Tensor:
     return style.reshape(1, 3, -1)[..., position, None, None]
 
 
-def noise_map(level: NoiseLevel, size: Size, style: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
+def noise_map(
+    level: NoiseLevel, size: Size, style: Tensor | Mixture, mean: Tensor, generator: torch.Generator
+) -> Tensor:
     """The noise of one level at the size of the picture, not yet under its envelope: [1, 3, H, W]."""
+    if isinstance(style, Mixture):
+        maps = [noise_map(level, size, one, mean, generator) for one in style.styles]
+        return (torch.cat(maps) * _choice(level, style.shares, generator)).sum(0, keepdim=True)
     cells = spots(level, size, style, mean, generator)
     if level.constant:
         return cells.expand(1, 3, *size)
     return resize(cells, size)
+
+
+def _choice(level: NoiseLevel, shares: Tensor, generator: torch.Generator) -> Tensor:
+    """Whose every spot is, by chance, smoothly from spot to spot: [S, 1, H, W], 1 in sum.
+
+    Where the style of a spot has no share, those that have one take its place.
+    """
+    size = (shares.shape[2], shares.shape[3])
+    drawn = torch.rand(1, 1, *spot_grid(level, size), generator=generator)
+    likely = _proportions(F.interpolate(shares, size=(drawn.shape[2], drawn.shape[3]), mode="area"))
+    number = (drawn > likely.cumsum(0)).sum(0).clamp_max(len(shares) - 1)
+    spots = F.one_hot(number[0], len(shares)).permute(2, 0, 1)[:, None].to(shares)
+    chosen = F.interpolate(spots, size=size, mode="bilinear") * shares
+    present = chosen.sum(0, keepdim=True) > _LEAST_SHARE
+    return _proportions(torch.where(present, chosen, shares))
+
+
+def _proportions(shares: Tensor) -> Tensor:
+    """The shares [S, …] as parts of their sum; equal ones where that is 0."""
+    total = shares.sum(0, keepdim=True)
+    return torch.where(total > 0, shares / total.clamp_min(torch.finfo(shares.dtype).tiny), 1 / len(shares))
 
 
 def envelope(level: NoiseLevel, size: Size) -> Tensor:
@@ -114,20 +164,36 @@ def amplitudes(settings: NoiseSettings, content: Tensor) -> Tensor:
     return maps / maps.sum(0, keepdim=True).clamp_min(1)
 
 
-def blend(settings: NoiseSettings, content: Tensor, style: Tensor, generator: torch.Generator) -> Tensor:
+def blend(settings: NoiseSettings, content: Tensor, style: Tensor | Mixture, generator: torch.Generator) -> Tensor:
     """`content` [1, 3, H, W] under the structured noise, in [0, 1]; equal to it where there are no levels."""
     if not settings.levels:
         return content.clone()
     size = (content.shape[2], content.shape[3])
     mean = content.mean((2, 3), keepdim=True)
     shares = amplitudes(settings, content)
+    if isinstance(style, Mixture):
+        shares = shares * style.shares.sum(0, keepdim=True)
     blended = content * (1 - shares.sum(0, keepdim=True))
-    for level, share in zip(settings.levels, shares, strict=True):
-        blended += share * noise_map(level, size, style, mean, generator)
+    for level, share, own in zip(settings.levels, shares, _generators(generator, len(settings.levels)), strict=True):
+        blended += share * noise_map(level, size, style, mean, own)
     return blended.clamp_(0, 1)
 
 
-def noise_alone(settings: NoiseSettings, size: Size, style: Tensor, generator: torch.Generator) -> Tensor:
+def _generators(generator: torch.Generator, count: int) -> list[torch.Generator]:
+    """One for each level, so that none depends on how much another draws."""
+    seeds = torch.randint(1 << 62, (count,), generator=generator)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def noise_alone(settings: NoiseSettings, size: Size, style: Tensor | Mixture, generator: torch.Generator) -> Tensor:
     """The noise without any content, on the style's mean colour: a picture [1, 3, H, W] to look at or to start from."""
-    flat = style.mean((2, 3), keepdim=True).expand(1, 3, *size)
-    return blend(settings.model_copy(update={"gradient_weight": 0.0}), flat, style, generator)
+    plain = settings.model_copy(update={"gradient_weight": 0.0})
+    return blend(plain, _mean_colour(style, size), style, generator)
+
+
+def _mean_colour(style: Tensor | Mixture, size: Size) -> Tensor:
+    """[1, 3, *size]: of a mixture, every place's own."""
+    if isinstance(style, Mixture):
+        means = torch.cat([one.mean((2, 3), keepdim=True) for one in style.styles])
+        return (_proportions(style.shares) * means).sum(0, keepdim=True)
+    return style.mean((2, 3), keepdim=True).expand(1, 3, *size)
