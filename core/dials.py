@@ -4,6 +4,7 @@ Each goes from 0 to 10, and 5 leaves everything as the preset has it. What they 
 the lab and the bot show them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,30 @@ def apply(settings: Settings, dials: Mapping[str, float]) -> Settings:
         if value != PRESET:
             settings = settings.changed(known[name](settings, value))
     return settings
+
+
+def turn(settings: Settings, before: Mapping[str, float], after: Mapping[str, float]) -> Settings:
+    """Settings whose dials stood at `before`, with content and style at `after`: what can be turned on the way.
+
+    Raises:
+        SettingsError: A value outside 0 to 10.
+    """
+    mirrored = {name: LOW + HIGH - before.get(name, PRESET) for name in after}
+    return apply(apply(settings, mirrored), after)
+
+
+def reading(begun: Settings, now: Settings, dials: Mapping[str, float]) -> dict[str, float]:
+    """Where content and style stand now, if they stood at `dials` under the weights of `begun`."""
+    return {
+        "content": _reading(dials.get("content", PRESET), begun.loss.content_weight, now.loss.content_weight),
+        "style": _reading(dials.get("style", PRESET), begun.loss.style_weight, now.loss.style_weight),
+    }
+
+
+def _reading(mark: float, before: float, after: float) -> float:
+    """Where a dial stands after its weight has changed; no dial changes a weight of 0."""
+    turned = _TENFOLD * math.log10(after / before) if before and after else 0.0
+    return min(max(round(mark + turned, 6), LOW), HIGH)
 
 
 def _content(settings: Settings, value: float) -> dict[str, Any]:
