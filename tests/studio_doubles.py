@@ -92,6 +92,9 @@ class ScriptedExecutor:
     def slots(self) -> Sequence[Slot]:
         return self._slots
 
+    def expect(self, jobs: int) -> None:
+        pass
+
     def reserve(self, slot: Slot) -> bool:
         return True
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -52,7 +52,16 @@ class PoisonedDeviceError(Exception):
 
 
 class LostRunError(Exception):
-    """A run that ended through no fault of its job, such as a node of a cluster that went away; it is queued again."""
+    """A run that ended without a result and without an error of its own; it is queued again.
+
+    Args:
+        message: What happened.
+        machine: Whether a whole machine went away, which is rarely its job's fault; else the process that computed it.
+    """
+
+    def __init__(self, message: str, *, machine: bool = False) -> None:
+        super().__init__(message)
+        self.machine = machine
 
 
 def new_id() -> str:
@@ -70,11 +79,39 @@ Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+class RaySettings(_Frozen):
+    """How jobs are computed on a Ray cluster."""
+
+    address: str | None = None
+    """Of the cluster, such as `10.0.0.1:6379`; `auto`: the one that this machine is a node of; none: a cluster of this
+    machine alone is started, and ends with the studio."""
+    gpus: Literal[0, 1] | None = None
+    """GPUs of one job; none: one where the cluster has any when the studio opens, else 0."""
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    """CPUs of one job; none: one beside a GPU, else all of a node's."""
+    most_jobs: Count = 64
+    """How many jobs compute at the same time at most; no more are asked of an autoscaler."""
+    idle_seconds: Seconds = 20.0
+    """How long a worker that has nothing to do is kept: the next job needn't wait until everything is loaded."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 1.0
+    """How often to look which nodes have come and gone."""
+    progress_per_second: Annotated[float, Field(gt=0)] = 50.0
+    """How often all running jobs together tell their progress; each does so more rarely, the more there are."""
+    previews_per_second: Annotated[float, Field(gt=0)] = 20.0
+    """Likewise how often they show their pictures."""
+    store_bytes: Annotated[int, Field(ge=80 * 2**20)] | None = None
+    """Memory for pictures on their way, where Ray is started here; none: Ray's own choice, a third of the machine's."""
+
+
 class StudioSettings(_Frozen):
     """How a studio works; every default of the queue lives here."""
 
     devices: tuple[str, ...] = ()
     """Computing devices such as `cuda:0`, `mps`, `cpu`; none: every CUDA device, else MPS, else the CPU."""
+    executor: Literal["local", "ray"] = "local"
+    """Where jobs are computed: in threads of this process, or on a Ray cluster."""
+    ray: RaySettings = RaySettings()
+    """Of the executor `ray`."""
     slots_per_device: Count = 1
     """How many jobs compute on a device at the same time."""
     weights: Path | None = None
@@ -85,6 +122,8 @@ class StudioSettings(_Frozen):
     """How many queued, running and paused jobs there may be."""
     crashes_in_a_row: Count = 2
     """A job that was running at so many crashes, without getting any further in between, fails."""
+    machines_in_a_row: Count = 5
+    """A job from which so many machines of a cluster went away, without getting any further in between, fails."""
     checkpoint_seconds: Seconds = 20.0
     """How often a running job is saved; less often where saving it would take more than a twentieth of its time."""
     preview_seconds: Seconds = 1.0
@@ -303,6 +342,8 @@ class Job(_Frozen):
     """It was running when its process ended, and goes first."""
     crashes: int = 0
     """Crashes in a row without getting further."""
+    machines_lost: int = 0
+    """Machines that went away from it in a row, likewise."""
     crash_iteration: int = 0
     """Where it had been saved at its last crash."""
     checkpoint_iteration: int = 0
@@ -328,7 +369,17 @@ class Job(_Frozen):
         return self.model_dump(mode="json", exclude=_BOOKS)
 
 
-_BOOKS = {"rank", "interrupted", "crashes", "crash_iteration", "checkpoint_iteration", "process", "version", "key"}
+_BOOKS = {
+    "rank",
+    "interrupted",
+    "crashes",
+    "crash_iteration",
+    "machines_lost",
+    "checkpoint_iteration",
+    "process",
+    "version",
+    "key",
+}
 UNSTORED = {"position", "seconds_left", "waiting"}
 """Fields of a job that depend on the moment."""
 

@@ -82,8 +82,14 @@ class Executor(Protocol):
     def slots(self) -> Sequence[Slot]:
         """The places there are at the moment; they may come and go."""
 
+    def expect(self, jobs: int) -> None:
+        """Told again and again how many jobs run or wait for a slot, in all processes; room may be made for them."""
+
     def reserve(self, slot: Slot) -> bool:
-        """Takes a slot for this process; false where another process has it. Then comes `start`, or `release`."""
+        """Takes a slot for this process; false where another process has it, or where it isn't ready yet.
+
+        Then comes `start`, or `release`.
+        """
 
     def release(self, slot: Slot) -> None:
         """Gives a slot back to all processes."""
@@ -429,7 +435,7 @@ class Scheduler:
 
     async def open(self) -> None:
         """Recovers what a crash left, and begins to work."""
-        await self.commit(self._store.recover, self._settings.crashes_in_a_row)
+        await self._recover()
         await self.commit(self._store.tidy, self._settings.keep_seconds, self._settings.keep_unused_seconds)
         self._jobs = {job.id: job for job in await self.commit(self._store.pending)}
         self._served = await self.commit(self._store.last_started)
@@ -663,6 +669,7 @@ class Scheduler:
             self._wake.clear()
             try:
                 await self.commit(_nothing)  # absorbs what other processes changed
+                self._executor.expect(self._jobs_at_hand())
                 for slot in self._executor.slots():
                     if slot.name not in self.busy:
                         await self._fill(slot)
@@ -672,6 +679,11 @@ class Scheduler:
             except Exception:
                 log.exception("the next job could not be started")
                 await self._calm_down()
+
+    def _jobs_at_hand(self) -> int:
+        """How many run, or could if there were room for all."""
+        running = sum(job.state is JobState.RUNNING for job in self._jobs.values())
+        return running if self._paused else running + len(self.order())
 
     async def _calm_down(self) -> None:
         await asyncio.sleep(self._settings.poll_seconds * _TROUBLE_POLLS)
@@ -774,7 +786,7 @@ class Scheduler:
             await self._end_failed(active, Failure(cause=error.cause, remedy=error.remedy))
         except LostRunError as error:
             log.warning("job %s: %s", job.id, error)
-            await self._end_crashed(active, str(error))
+            await self._end_crashed(active, str(error), machine=error.machine)
         except PoisonedDeviceError as error:
             log.critical("job %s: %s", job.id, error)
             await self._end_poisoned(active, error)
@@ -930,11 +942,12 @@ class Scheduler:
             if other is not active:
                 self._stop(other, keep=True)
 
-    async def _end_crashed(self, active: _Active, note: str) -> None:
+    async def _end_crashed(self, active: _Active, note: str, *, machine: bool = False) -> None:
         """A run that was told to stop isn't to blame for how it ended; any other counts as running at a crash."""
         job = active.job
         if not active.unwanted:
-            await self._patiently(self._store.crash, job.id, job.attempt, self._settings.crashes_in_a_row, note)
+            limit = self._crashes_in_a_row(machine)
+            await self._patiently(self._store.crash, job.id, job.attempt, limit, note, machine=machine)
 
     async def _let_go(self, active: _Active) -> None:
         """Says, durably first, that nothing touches the job any more, and frees the slot."""
@@ -956,12 +969,20 @@ class Scheduler:
 
     # Keeping house
 
+    async def _recover(self) -> None:
+        """Puts back what dead processes ran; where they left the computing to other machines, no job is to blame."""
+        elsewhere = self._settings.executor == "ray"
+        await self.commit(self._store.recover, self._crashes_in_a_row(elsewhere), machine=elsewhere)
+
+    def _crashes_in_a_row(self, machine: bool) -> int:
+        return self._settings.machines_in_a_row if machine else self._settings.crashes_in_a_row
+
     async def _housekeep(self) -> None:
         tidied = time.monotonic()
         while True:
             await asyncio.sleep(self._settings.poll_seconds * _RECOVERY_POLLS)
             try:
-                await self.commit(self._store.recover, self._settings.crashes_in_a_row)
+                await self._recover()
                 if time.monotonic() - tidied > _TIDY_SECONDS:
                     tidied = time.monotonic()
                     await self.commit(self._store.tidy, self._settings.keep_seconds, self._settings.keep_unused_seconds)

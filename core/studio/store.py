@@ -109,6 +109,7 @@ _MIGRATIONS = (
         document, '$.masks', json_array(), '$.protect', NULL, '$.film', json('false'), '$.steering', json_array()
     );
     """,
+    "UPDATE jobs SET document = json_insert(document, '$.machines_lost', 0);",
 )
 """One script per version of the schema; a database of an older version runs those that it lacks."""
 
@@ -467,19 +468,28 @@ class Store:
             for job in self._select("process = ?", self.process):
                 self._release(job, note)
 
-    def crash(self, job_id: str, attempt: int, limit: int, note: str) -> None:
-        """Queues a job that was running in a crash, or fails it where it never gets past one."""
+    def crash(self, job_id: str, attempt: int, limit: int, note: str, *, machine: bool = False) -> None:
+        """Queues a job that was running in a crash, or fails it where it never gets past one.
+
+        Args:
+            job_id: The job.
+            attempt: That was running.
+            limit: How many in a row it fails at.
+            note: What happened.
+            machine: Whether a whole machine went away; those are counted by themselves.
+        """
         with self._transaction():
             if job := self._ours(job_id, attempt):
-                self._crash(job, limit, note)
+                self._crash(job, limit, note, machine)
 
     # What a restart does
 
-    def recover(self, limit: int) -> None:
+    def recover(self, limit: int, *, machine: bool = False) -> None:
         """Puts back what dead processes were running.
 
         Args:
             limit: Jobs that were running at so many crashes in a row fail.
+            machine: As in `crash`: for processes that didn't compute their jobs themselves.
         """
         with self._reading():
             rows = self._rows(
@@ -488,7 +498,7 @@ class Store:
         for (process,) in rows:
             with self._if_dead(process) as dead:
                 if dead:
-                    self._bury(process, limit)
+                    self._bury(process, limit, machine)
 
     def tidy(self, keep_seconds: float | None, keep_unused_seconds: float) -> None:
         """Deletes what was kept long enough, and files that nobody names.
@@ -770,17 +780,19 @@ class Store:
             return self._move(job, JobState.QUEUED, note, process=None, interrupted=True)
         return self._write(job.model_copy(update={"process": None}))
 
-    def _crash(self, job: Job, limit: int, note: str) -> Job:
+    def _crash(self, job: Job, limit: int, note: str, machine: bool) -> Job:
         """Two crashes are in a row where the job wasn't saved any further between them.
 
         Otherwise a service that is killed by hand now and then would in time fail every long job; and a job that
         brings the service down always does so before it gets further.
         """
-        stuck = job.crashes > 0 and job.checkpoint_iteration <= job.crash_iteration
-        crashes = job.crashes + 1 if stuck else 1
-        books = {"crashes": crashes, "crash_iteration": job.checkpoint_iteration, "process": None}
-        if crashes >= limit:
-            return self._fail(job, _crash_failure(crashes, note), **books)
+        further = job.checkpoint_iteration > job.crash_iteration
+        counts = {"crashes": 0, "machines_lost": 0} if further else _crashes_of(job)
+        counted = "machines_lost" if machine else "crashes"
+        counts[counted] += 1
+        books = {**counts, "crash_iteration": job.checkpoint_iteration, "process": None}
+        if counts[counted] >= limit:
+            return self._fail(job, _crash_failure(counts[counted], note), **books)
         return self._move(job, JobState.QUEUED, note, interrupted=True, **books)
 
     def _write(self, job: Job) -> Job:
@@ -819,11 +831,11 @@ class Store:
             lock.release()
             self._lock_path(process).unlink(missing_ok=True)
 
-    def _bury(self, process: str, limit: int) -> None:
+    def _bury(self, process: str, limit: int, machine: bool) -> None:
         with self._transaction():
             for job in self._select("process = ?", process):
                 if job.state is JobState.RUNNING:
-                    self._crash(job, limit, "the process that ran it has ended")
+                    self._crash(job, limit, "the process that ran it has ended", machine)
                 else:
                     self._release(job, "")
 
@@ -876,6 +888,7 @@ _AFRESH: dict[str, Any] = {
     "interrupted": False,
     "crashes": 0,
     "crash_iteration": 0,
+    "machines_lost": 0,
     "checkpoint_iteration": 0,
 }
 """What a retry forgets of the attempt before."""
@@ -884,6 +897,11 @@ _AFRESH: dict[str, Any] = {
 def _check_attempt(job: Job, attempt: int) -> None:
     if job.attempt != attempt:
         raise JobStateError(f"this was attempt {attempt}, and the job is at attempt {job.attempt} now")
+
+
+def _crashes_of(job: Job) -> dict[str, int]:
+    """In a row, by what it was that crashed."""
+    return {"crashes": job.crashes, "machines_lost": job.machines_lost}
 
 
 def _crash_failure(crashes: int, note: str) -> Failure:

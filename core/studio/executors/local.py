@@ -326,6 +326,9 @@ class LocalExecutor:
         """The same from beginning to end."""
         return self._slots
 
+    def expect(self, jobs: int) -> None:
+        """Changes nothing: a machine has the devices that it has."""
+
     def reserve(self, slot: Slot) -> bool:
         """Takes the slot's lock file."""
         try:
