@@ -161,17 +161,54 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
+class _Response:
+    """What one convolution of a band gave, from row `top` on: after its rectifier and, where a loss looks, before it.
+
+    `padded` says whether its top and its bottom were borders of the picture.
+    """
+
+    convolution: Convolution
+    top: int
+    padded: tuple[bool, bool]
+    before: Tensor | None
+    after: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class _Band:
-    """One computed band: the rows from `top` on of the block's input that it read, what it gives to the next block
-    (from row `first` on, before pooling), and its layers (from row `counted` of the part on).
+    """One computed band: the rows of a block from `first` on.
+
+    `read` are the rows that it read of what is held of the block's input. `counted` are those whose positions count;
+    in the part's own rows they begin with `origin`. `output` is what it gives to the next block, in a graph that begins
+    at `pooled`.
     """
 
     first: int
-    counted: int
-    top: int
-    inputs: Tensor
-    output: Tensor | None
-    layers: Mapping[str, Tensor]
+    read: tuple[int, int]
+    counted: tuple[int, int]
+    origin: int
+    responses: list[_Response]
+    taps: Collection[str]
+    pooled: Tensor | None = None
+    output: Tensor | None = None
+
+    def tapped(self, response: _Response, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """The rows that count of one of its layers, "relu" or "conv", where a loss looks there."""
+        layer = f"{kind}{response.convolution.name}"
+        values = response.after if kind == "relu" else response.before
+        first, last = self.counted
+        if layer in self.taps and first < last and values is not None:
+            yield layer, _rows(values, first - response.top, last - response.top)
+
+    def layers(self) -> Iterator[tuple[str, Tensor]]:
+        """The same of all its layers."""
+        for response in self.responses:
+            for kind in ("conv", "relu"):
+                yield from self.tapped(response, kind)
+
+
+LayerGradient = Callable[[str, Tensor, int], Tensor]
+"""From a layer, its features and the row that they begin with to the loss's gradient with respect to them."""
 
 
 def bands(height: int, rows: int) -> Iterator[tuple[int, int]]:
@@ -220,12 +257,12 @@ class Passes:
         positions: dict[str, int] = {}
         content = torch.zeros((), dtype=torch.float64)
         for band in self._walk.forward(self._prepared.detach()):
-            for layer, features in band.layers.items():
+            for layer, features in band.layers():
                 if layer in objective.style_layers:
-                    _accumulate(grams, layer, objective.gram(layer, features.detach(), band.counted))
+                    _accumulate(grams, layer, objective.gram(layer, features, band.origin))
                     _accumulate(positions, layer, features.shape[2] * features.shape[3])
                 if layer in objective.content:
-                    content += objective.content[layer].distance(features.detach(), band.counted).cpu()
+                    content += objective.content[layer].distance(features, band.origin).cpu()
         return Statistics(grams, positions, float(content))
 
     def gradient(self, derivatives: Mapping[str, Tensor], content_weight: float) -> Tensor:
@@ -237,18 +274,15 @@ class Passes:
         """
         objective = self._objective
 
-        def layer_gradients(band: _Band) -> dict[str, Tensor]:
-            gradients: dict[str, Tensor] = {}
-            for layer, features in band.layers.items():
-                if layer in derivatives:
-                    part = objective.gram_gradient(layer, features.detach(), band.counted, derivatives[layer])
-                    _accumulate(gradients, layer, part)
-                if layer in objective.content:
-                    part = objective.content[layer].gradient(features.detach(), band.counted)
-                    _accumulate(gradients, layer, part.mul_(content_weight))
-            return gradients
+        def layer_gradient(layer: str, features: Tensor, first: int) -> Tensor:
+            parts = []
+            if layer in derivatives:
+                parts.append(objective.gram_gradient(layer, features, first, derivatives[layer]))
+            if layer in objective.content:
+                parts.append(objective.content[layer].gradient(features, first).mul_(content_weight))
+            return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
-        (gradient,) = torch.autograd.grad(self._prepared, self._leaf, self._walk.backward(layer_gradients))
+        (gradient,) = torch.autograd.grad(self._prepared, self._leaf, self._walk.backward(layer_gradient))
         return gradient
 
 
@@ -274,7 +308,7 @@ def grams(
     walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
     with torch.no_grad():
         for band in walk.forward(network.prepare(picture)):
-            for layer, features in band.layers.items():
+            for layer, features in band.layers():
                 _accumulate(found, layer, losses.gram(features, with_ones=with_ones))
     return found
 
@@ -287,7 +321,7 @@ def activations(
     walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
     with torch.no_grad():
         for band in walk.forward(network.prepare(picture)):
-            for layer, features in band.layers.items():
+            for layer, features in band.layers():
                 found[layer].append(features.clone(memory_format=torch.channels_last))
     return {layer: torch.cat(parts, 2) for layer, parts in found.items()}
 
@@ -363,20 +397,19 @@ class _Walk:
         for first, last in bands(end - start, self._tiling(number).rows):
             yield start + first, start + last
 
+    @torch.no_grad()
     def forward(self, prepared: Tensor) -> Iterator[_Band]:
-        """Yields every band of every block, in order; its `layers` hold those of the block alone."""
+        """Yields every band of every block, in order."""
         for number in range(len(self.blocks)):
             self.inputs.append(self._next if number else prepared)
             yield from self._forward_block(number)
 
     def _forward_block(self, number: int) -> Iterator[_Band]:
-        inputs = self.inputs[number]
         keep = self._tiling(number).keep and not self.keep_nothing
         kept: list[_Band] = []
         outputs: list[Tensor] = []
         for first, last in self._bands(number):
-            with torch.set_grad_enabled(keep):
-                band = self._compute(number, first, last, requires_grad=keep)
+            band = self._compute(number, first, last, differentiable=keep)
             yield band
             if keep:
                 kept.append(band)
@@ -386,52 +419,52 @@ class _Walk:
         if outputs:
             self._next = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if self.keep_nothing:
-            self.inputs[number] = inputs[:0]
+            self.inputs[number] = self.inputs[number][:0]
 
-    def _compute(self, number: int, first: int, last: int, *, requires_grad: bool) -> _Band:
+    def _compute(self, number: int, first: int, last: int, *, differentiable: bool) -> _Band:
         """Runs the block over the rows that the band `first … last` of its output depends on."""
         block, reach = self.blocks[number], self.reaches[number]
         height, origin = reach.height, reach.inputs[0]
-        counted = max(first, reach.counted[0]), min(last, reach.counted[1])
         top, bottom = max(0, first - len(block)), min(height, last + len(block))
-        inputs = self.inputs[number][:, :, top - origin : bottom - origin].detach().requires_grad_(requires_grad)
-        features, read_from = inputs, top - origin
-        found: dict[str, Tensor] = {}
+        read = top - origin, bottom - origin
+        features = self.inputs[number][:, :, read[0] : read[1]]
+        responses: list[_Response] = []
         for convolution in block:
-            features, taps = self._layer(features, convolution, number, at_top=top == 0, at_bottom=bottom == height)
+            padded = top == 0, bottom == height
             top, bottom = top + (top > 0), bottom - (bottom < height)
-            if counted[0] < counted[1]:
-                found.update({layer: _rows(value, counted[0] - top, counted[1] - top) for layer, value in taps.items()})
-        output = None
+            responses.append(self._respond(features, convolution, number, top, padded))
+            features = responses[-1].after
+        counted = max(first, reach.counted[0]), min(last, reach.counted[1])
+        pooled, output = None, None
         if number + 1 < len(self.blocks):
-            output = self.network.pool(_rows(features, first - top, last - top))
-        return _Band(first, counted[0] - reach.counted[0], read_from, inputs, output, found)
+            pooled = _rows(features, first - top, last - top).detach().requires_grad_(differentiable)
+            with torch.set_grad_enabled(differentiable):
+                output = self.network.pool(pooled)
+        origin = counted[0] - reach.counted[0]
+        return _Band(first, read, counted, origin, responses, self.taps[number], pooled, output)
 
-    def _layer(
-        self, features: Tensor, convolution: Convolution, number: int, *, at_top: bool, at_bottom: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        before, after = f"conv{convolution.name}", f"relu{convolution.name}"
-        if before not in self.taps[number]:
-            rectified = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom, rectify=True)
-            return rectified, {after: rectified} if after in self.taps[number] else {}
-        response = self.network.convolve(features, convolution, top=at_top, bottom=at_bottom)
-        rectified = torch.relu(response)
-        taps = {before: response, after: rectified}
-        return rectified, {layer: value for layer, value in taps.items() if layer in self.taps[number]}
+    def _respond(
+        self, features: Tensor, convolution: Convolution, number: int, top: int, padded: tuple[bool, bool]
+    ) -> _Response:
+        looked_at = f"conv{convolution.name}" in self.taps[number]
+        response = self.network.respond(features, convolution, top=padded[0], bottom=padded[1], rectify=not looked_at)
+        before, after = (response, response.relu()) if looked_at else (None, response)
+        return _Response(convolution, top, padded, before, after)
 
-    def backward(self, layer_gradients: Callable[[_Band], dict[str, Tensor]]) -> Tensor:
-        """The gradient with respect to the prepared picture, given that with respect to the layers of each band."""
+    @torch.no_grad()
+    def backward(self, layer_gradient: LayerGradient) -> Tensor:
+        """The gradient with respect to the prepared picture, given that with respect to the layers."""
         downstream: Tensor | None = None
         for number in reversed(range(len(self.blocks))):
             inputs = self.inputs[number]
             gradient: Tensor | None = None
             for band in self._bands_again(number):
-                piece = self._back_propagate(number, band, layer_gradients, downstream)
-                if gradient is None and piece.shape == inputs.shape:
+                piece = self._back_propagate(number, band, layer_gradient, downstream)
+                if gradient is None and piece is not None and piece.shape == inputs.shape:
                     gradient = piece
-                else:
+                elif piece is not None:
                     gradient = torch.zeros_like(inputs) if gradient is None else gradient
-                    gradient[:, :, band.top : band.top + piece.shape[2]] += piece
+                    gradient[:, :, band.read[0] : band.read[1]] += piece
             downstream = gradient
             self.kept.pop()
             self.inputs.pop()
@@ -439,30 +472,53 @@ class _Walk:
         return downstream
 
     def _bands_again(self, number: int) -> Iterator[_Band]:
-        """The block's bands with their graphs: those that were kept, each dropped after use, or computed anew."""
+        """The block's bands: those that were kept, each dropped after use, or computed anew."""
         if self.kept[number]:
             while self.kept[number]:
                 yield self.kept[number].pop()
             return
         for first, last in self._bands(number):
-            with torch.enable_grad():
-                band = self._compute(number, first, last, requires_grad=True)
-            yield band
+            yield self._compute(number, first, last, differentiable=True)
 
     def _back_propagate(
-        self,
-        number: int,
-        band: _Band,
-        layer_gradients: Callable[[_Band], dict[str, Tensor]],
-        downstream: Tensor | None,
-    ) -> Tensor:
-        gradients = layer_gradients(band)
-        outputs = [band.layers[layer] for layer in gradients]
-        seeds = list(gradients.values())
-        if downstream is not None:
-            assert band.output is not None
-            outputs.append(band.output)
-            row = band.first // 2 - self.reaches[number + 1].inputs[0]
-            seeds.append(downstream[:, :, row : row + band.output.shape[2]])
-        (gradient,) = torch.autograd.grad(outputs, band.inputs, seeds)
+        self, number: int, band: _Band, layer_gradient: LayerGradient, downstream: Tensor | None
+    ) -> Tensor | None:
+        """The gradient with respect to the rows that the band read; None where nothing of it counts."""
+        gradient = None if downstream is None else self._unpooled(number, band, downstream)
+        while band.responses:
+            response = band.responses.pop()
+            gradient = self._tapped(band, response, "relu", layer_gradient, gradient)
+            if gradient is not None:
+                torch.ops.aten.threshold_backward.grad_input(gradient, response.after, 0, grad_input=gradient)
+            gradient = self._tapped(band, response, "conv", layer_gradient, gradient)
+            if gradient is not None:
+                top, bottom = response.padded
+                gradient = self.network.pull_back(gradient, response.convolution, top=top, bottom=bottom)
         return gradient
+
+    def _tapped(
+        self, band: _Band, response: _Response, kind: str, layer_gradient: LayerGradient, gradient: Tensor | None
+    ) -> Tensor | None:
+        """The gradient with respect to a response, once the losses that look there have added theirs."""
+        for layer, features in band.tapped(response, kind):
+            piece = layer_gradient(layer, features, band.origin)
+            gradient = _add_rows(gradient, piece, band.counted[0] - response.top, response.after)
+        return gradient
+
+    def _unpooled(self, number: int, band: _Band, downstream: Tensor) -> Tensor:
+        """From the gradient with respect to the next block's input to that with respect to the last response."""
+        assert band.output is not None and band.pooled is not None
+        row = band.first // 2 - self.reaches[number + 1].inputs[0]
+        seed = downstream[:, :, row : row + band.output.shape[2]]
+        (gradient,) = torch.autograd.grad(band.output, band.pooled, seed)
+        last = band.responses[-1]
+        return _add_rows(None, gradient, band.first - last.top, last.after)
+
+
+def _add_rows(total: Tensor | None, rows: Tensor, first: int, like: Tensor) -> Tensor:
+    """Adds `rows` to those of the total from `first` on; a total that is None is zero, and of the shape of `like`."""
+    if total is None and rows.shape == like.shape:
+        return rows
+    total = torch.zeros_like(like) if total is None else total
+    total[:, :, first : first + rows.shape[2]] += rows
+    return total
