@@ -36,6 +36,7 @@ from core.tiles import Evaluation, Objective, Part, Passes, Statistics, Tiling
 Key = tuple[int, int]
 """A level, and the number of one of its parts."""
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +56,14 @@ class Slab:
     tiling: Tiling
 
 
-# ── What computes ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Where it is computed ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Worker:
-    """One device's side: evaluates the slabs that it holds.
+class Evaluator:
+    """Evaluates the slabs that it holds on one device.
 
     Args:
-        network: The same as where the run is, on the worker's device.
+        network: The run's, on this device.
     """
 
     def __init__(self, network: Network) -> None:
@@ -72,7 +73,8 @@ class Worker:
 
     def hold(self, key: Key, slab: Slab) -> None:
         """Keeps a slab, in place of the one before; its tensors may be on any device."""
-        self._slabs[key] = replace(slab, objective=_on(self._network.device, slab.objective))
+        here = with_tensors(slab.objective, lambda tensor: tensor.to(self._network.device))
+        self._slabs[key] = replace(slab, objective=here)
 
     def statistics(self, key: Key, rows: Tensor) -> Statistics:
         """Forward: the sums over a part, given its slab's rows [1, 3, rows, W] of the picture."""
@@ -86,72 +88,71 @@ class Worker:
         return self._passes.pop(key).gradient(here, content_weight)
 
 
-def _on(device: torch.device, objective: Objective) -> Objective:
+def with_tensors(objective: Objective, change: Callable[[Tensor], Tensor]) -> Objective:
+    """The objective with all its tensors changed, such as moved elsewhere."""
     content = {
         layer: replace(
             target,
-            features=target.features.to(device),
-            metric=None if target.metric is None else target.metric.to(device),
-            guide=None if target.guide is None else target.guide.to(device),
+            features=change(target.features),
+            metric=None if target.metric is None else change(target.metric),
+            guide=None if target.guide is None else change(target.guide),
         )
         for layer, target in objective.content.items()
     }
-    guides = {layer: guide.to(device) for layer, guide in objective.guides.items()}
-    return replace(objective, content=content, guides=guides)
+    return replace(
+        objective, content=content, guides={layer: change(guide) for layer, guide in objective.guides.items()}
+    )
 
 
-class Workers(Protocol):
-    """Several workers, wherever they are, with the slabs of every level shared out among them."""
+class Answer(Protocol[T_co]):
+    """What a worker will have found, such as a `concurrent.futures.Future`."""
 
-    def hold(self, level: int, slabs: Sequence[Slab]) -> None:
-        """Gives each slab of a level to a worker, in place of those before."""
+    def result(self) -> T_co:
+        """Waits for it, and raises what went wrong."""
 
-    def statistics(self, level: int, rows: Sequence[Tensor]) -> Iterable[Statistics]:
-        """The sums of every slab, in order, given their rows; all workers compute at the same time."""
 
-    def gradients(self, level: int, derivatives: Mapping[str, Tensor], content_weight: float) -> Iterable[Tensor]:
-        """The gradients of every slab's rows, in order; likewise."""
+class Worker(Protocol):
+    """An `Evaluator` that computes somewhere else, in the order in which it is asked."""
+
+    def hold(self, key: Key, slab: Slab) -> Answer[None]:
+        """See `Evaluator`."""
+
+    def statistics(self, key: Key, rows: Tensor) -> Answer[Statistics]:
+        """See `Evaluator`."""
+
+    def gradient(self, key: Key, derivatives: Mapping[str, Tensor], content_weight: float) -> Answer[Tensor]:
+        """See `Evaluator`."""
 
     def close(self) -> None:
-        """Lets the workers go."""
+        """Lets it go."""
 
 
-class ThreadWorkers:
-    """Workers in threads of this process, one for each of several devices.
+class ThreadWorker:
+    """A worker in a thread of this process.
 
     Args:
-        networks: The run's network on every device.
+        network: The run's, on the worker's device.
     """
 
-    def __init__(self, networks: Sequence[Network]) -> None:
-        self._workers = [Worker(network) for network in networks]
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"shard {n}") for n in range(len(networks))]
-        self._parts: dict[int, int] = {}
+    def __init__(self, network: Network) -> None:
+        self._evaluator = Evaluator(network)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"shard on {network.device}")
 
-    def hold(self, level: int, slabs: Sequence[Slab]) -> None:
-        """See `Workers`."""
-        self._parts[level] = len(slabs)
-        list(self._ask(level, lambda worker, number: worker.hold((level, number), slabs[number])))
+    def hold(self, key: Key, slab: Slab) -> Answer[None]:
+        """See `Evaluator`."""
+        return self._thread.submit(self._evaluator.hold, key, slab)
 
-    def statistics(self, level: int, rows: Sequence[Tensor]) -> Iterator[Statistics]:
-        """See `Workers`."""
-        return self._ask(level, lambda worker, number: worker.statistics((level, number), rows[number]))
+    def statistics(self, key: Key, rows: Tensor) -> Answer[Statistics]:
+        """See `Evaluator`."""
+        return self._thread.submit(self._evaluator.statistics, key, rows)
 
-    def gradients(self, level: int, derivatives: Mapping[str, Tensor], content_weight: float) -> Iterator[Tensor]:
-        """See `Workers`."""
-        return self._ask(level, lambda worker, number: worker.gradient((level, number), derivatives, content_weight))
-
-    def _ask(self, level: int, question: Callable[[Worker, int], T]) -> Iterator[T]:
-        """Asks about every part, all at once; part n is worker n's, and round again where there are more."""
-        count = len(self._workers)
-        numbers = range(self._parts[level])
-        asked = [self._threads[n % count].submit(question, self._workers[n % count], n) for n in numbers]
-        return (future.result() for future in asked)
+    def gradient(self, key: Key, derivatives: Mapping[str, Tensor], content_weight: float) -> Answer[Tensor]:
+        """See `Evaluator`."""
+        return self._thread.submit(self._evaluator.gradient, key, derivatives, content_weight)
 
     def close(self) -> None:
-        """See `Workers`."""
-        for thread in self._threads:
-            thread.shutdown()
+        """Ends the thread."""
+        self._thread.shutdown()
 
 
 # ── Where the run is ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,14 +163,18 @@ class Shards:
     """Which levels of a run are spread over workers, and how.
 
     Attributes:
-        workers: Who computes.
+        workers: Who computes; part n is worker n's, and round again where there are more parts.
         parts: Into how many each level is cut; fewer where it has not so many rows.
         from_level: Coarser levels are computed where the run is.
     """
 
-    workers: Workers
+    workers: Sequence[Worker]
     parts: int
     from_level: int = 0
+
+    def worker(self, part: int) -> Worker:
+        """Whose a part is."""
+        return self.workers[part % len(self.workers)]
 
 
 class SpreadLevel:
@@ -184,8 +189,7 @@ class SpreadLevel:
     """
 
     def __init__(self, shards: Shards, level: int, height: int, network: Network, tiling: Tiling) -> None:
-        self._workers = shards.workers
-        self._count = shards.parts
+        self._shards = shards
         self._level = level
         self._height = height
         self._network = network
@@ -196,28 +200,41 @@ class SpreadLevel:
     def evaluate(self, picture: Tensor, objective: Objective) -> Evaluation:
         """As `tiles.loss_and_gradient`, to rounding: loss and gradient at `picture` [1, 3, H, W]."""
         self._share_out(objective)
-        rows = [picture[:, :, first:last] for first, last in (slab.rows for slab in self._slabs)]
-        statistics = total(self._workers.statistics(self._level, rows), picture.device)
+        statistics = total(
+            self._ask(lambda worker, key, slab: worker.statistics(key, _rows(picture, slab))), picture.device
+        )
         style, derivatives = tiles.style_derivatives(objective, statistics)
+        weight = objective.content_weight
+        found = self._ask(lambda worker, key, _: worker.gradient(key, derivatives, weight))
         gradient = torch.zeros_like(picture)
-        found = self._workers.gradients(self._level, derivatives, objective.content_weight)
         for slab, part in zip(self._slabs, found, strict=True):
-            first, last = slab.rows
-            gradient[:, :, first:last] += part.to(gradient.device)
+            _rows(gradient, slab).add_(part.to(gradient.device))
         return Evaluation(style, statistics.content, gradient)
+
+    def _ask(self, question: Callable[[Worker, Key, Slab], Answer[T]]) -> Iterator[T]:
+        """Asks the workers about every slab, all at once; the answers in the order of the slabs."""
+        slabs = enumerate(self._slabs)
+        answers = [question(self._shards.worker(number), (self._level, number), slab) for number, slab in slabs]
+        return (answer.result() for answer in answers)
 
     def _share_out(self, objective: Objective) -> None:
         """Sends the workers what they hold, once for all evaluations: weights may change, targets don't."""
         if self._held is not None and _has_the_targets_of(objective, self._held):
             return
         stride = 1 << (len(self._network.blocks(objective.layers)) - 1)
-        self._slabs = tuple(self._slab(objective, part) for part in cut(self._height, self._count, stride))
-        self._workers.hold(self._level, self._slabs)
+        parts = cut(self._height, self._shards.parts, stride)
+        self._slabs = tuple(self._slab(objective, part) for part in parts)
+        for _ in self._ask(lambda worker, key, slab: worker.hold(key, slab)):
+            pass
         self._held = objective
 
     def _slab(self, objective: Objective, part: Part) -> Slab:
         rows = tiles.rows_needed(self._network, objective.layers, part)
         return Slab(part, rows, replace(objective.part(part), style_loss=_taken_elsewhere), self._tiling)
+
+
+def _rows(picture: Tensor, slab: Slab) -> Tensor:
+    return picture[:, :, slab.rows[0] : slab.rows[1]]
 
 
 def _has_the_targets_of(objective: Objective, other: Objective) -> bool:

@@ -1,7 +1,7 @@
 """A level that is spread over workers against the same level on one device, from which rounding alone may differ."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core import config, losses, shards, tiles
 from core.features import Network, Padding, Pooling
-from core.shards import Shards, Slab, SpreadLevel, ThreadWorkers
+from core.shards import Answer, Key, Shards, Slab, SpreadLevel, ThreadWorker
 from core.tiles import WHOLE, BlockTiling, ContentTarget, Evaluation, Objective, Tiling
 from core.transfer import Transfer
 from tests import miniatures, reference
@@ -49,9 +49,27 @@ def objective(network: Network, picture: Tensor, *, regions: int = 0) -> Objecti
 def spread(
     network: Network, picture: Tensor, wanted: Objective, *, parts: int, workers: int = 2, tiling: Tiling = WHOLE
 ) -> Evaluation:
-    with closing(ThreadWorkers([network] * workers)) as team:
+    with several(network, workers) as team:
         level = SpreadLevel(Shards(team, parts), 0, picture.shape[2], network, tiling)
         return level.evaluate(picture, wanted)
+
+
+@contextmanager
+def several(network: Network, count: int) -> Iterator[list["Watched"]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(closing(Watched(network))) for _ in range(count)]
+
+
+class Watched(ThreadWorker):
+    """Remembers what it was given to hold."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.held: dict[Key, list[Slab]] = {}
+
+    def hold(self, key: Key, slab: Slab) -> Answer[None]:
+        self.held.setdefault(key, []).append(slab)
+        return super().hold(key, slab)
 
 
 def assert_same(found: Evaluation, expected: Evaluation, *, loss: float, gradient: float) -> None:
@@ -143,25 +161,13 @@ def test_how_many_workers_share_the_parts_changes_not_a_bit() -> None:
 # ── From one evaluation to the next ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Watched(ThreadWorkers):
-    """Counts how often slabs are handed out."""
-
-    def __init__(self, networks: Sequence[Network]) -> None:
-        super().__init__(networks)
-        self.handed: list[Sequence[Slab]] = []
-
-    def hold(self, level: int, slabs: Sequence[Slab]) -> None:
-        self.handed.append(slabs)
-        super().hold(level, slabs)
-
-
 @pytest.fixture
-def watched() -> Iterator[Watched]:
-    with closing(Watched([miniatures.network(TENSORS)] * 2)) as workers:
+def watched() -> Iterator[list[Watched]]:
+    with several(miniatures.network(TENSORS), 2) as workers:
         yield workers
 
 
-def test_targets_travel_once_and_changed_weights_hold_at_once(watched: Watched) -> None:
+def test_targets_travel_once_and_changed_weights_hold_at_once(watched: list[Watched]) -> None:
     network = miniatures.network(TENSORS)
     wanted = objective(network, miniatures.picture(96, 48))
     level = SpreadLevel(Shards(watched, 2), 0, 96, network, WHOLE)
@@ -170,10 +176,10 @@ def test_targets_travel_once_and_changed_weights_hold_at_once(watched: Watched) 
         steered = Objective(wanted.style_loss, STYLE, style, wanted.content, content)
         expected = tiles.loss_and_gradient(network, picture, steered)
         assert_same(level.evaluate(picture, steered), expected, loss=1e-10, gradient=1e-10)
-    assert len(watched.handed) == 1
+    assert [len(slabs) for worker in watched for slabs in worker.held.values()] == [1, 1]
 
 
-def test_other_targets_travel_too(watched: Watched) -> None:
+def test_other_targets_travel_too(watched: list[Watched]) -> None:
     network = miniatures.network(TENSORS)
     picture = miniatures.picture(96, 48)
     level = SpreadLevel(Shards(watched, 2), 0, 96, network, WHOLE)
@@ -184,17 +190,17 @@ def test_other_targets_travel_too(watched: Watched) -> None:
     assert_same(found, tiles.loss_and_gradient(network, picture, other), loss=1e-10, gradient=1e-10)
 
 
-def test_a_slab_carries_its_own_rows_of_the_targets_alone(watched: Watched) -> None:
+def test_a_slab_carries_its_own_rows_of_the_targets_alone(watched: list[Watched]) -> None:
     network = miniatures.network(TENSORS)
     picture = miniatures.picture(128, 48)
     SpreadLevel(Shards(watched, 4), 0, 128, network, WHOLE).evaluate(picture, objective(network, picture, regions=2))
-    (slabs,) = watched.handed
+    slabs = [watched[number % 2].held[0, number][0] for number in range(4)]
     assert [slab.objective.content["relu4_2"].features.shape[2] for slab in slabs] == [4, 4, 4, 4]
     assert [slab.objective.guides["relu1_1"].shape[1] for slab in slabs] == [32, 32, 32, 32]
     assert [slab.rows[1] - slab.rows[0] for slab in slabs] == [32 + 70, 128, 128, 32 + 70]
 
 
-def test_an_error_of_a_worker_reaches_the_run_and_the_next_evaluation_is_whole(watched: Watched) -> None:
+def test_an_error_of_a_worker_reaches_the_run_and_the_next_evaluation_is_whole(watched: list[Watched]) -> None:
     network = miniatures.network(TENSORS)
     picture = miniatures.picture(96, 48)
     wanted = objective(network, picture)
@@ -221,11 +227,12 @@ def test_a_pyramid_with_spread_levels(tmp_path: Path, compact: bool, from_level:
     wanted = config.load(changes={"levels": 1, "network": network, "precision": "float32"})
     content, style = (miniatures.picture(300, 260, seed, torch.float32) for seed in (1, 2))
     alone = Transfer(content, [style], wanted, device="cpu", weights_file=weights_file)
-    with closing(Watched([alone.network] * 2)) as workers:
+    with several(alone.network, 2) as workers:
         team = Shards(workers, parts=3, from_level=from_level)
         together = Transfer(content, [style], wanted, device="cpu", weights_file=weights_file, shards=team)
         found, expected = (run.pyramid.evaluate(run.starting_picture) for run in (together, alone))
-        assert len(workers.handed) == 2 - from_level
+        levels = {level for worker in workers for level, _ in worker.held}
+    assert levels == set(range(from_level, 2))
     assert found.total == pytest.approx(expected.total, rel=1e-5)
     assert reference.relative_error(found.gradient, expected.gradient) < 1e-4
 
