@@ -92,7 +92,7 @@ class ScriptedExecutor:
     def slots(self) -> Sequence[Slot]:
         return self._slots
 
-    def expect(self, jobs: int) -> None:
+    def expect(self, queued: int, running: int) -> None:
         pass
 
     def reserve(self, slot: Slot) -> bool:

@@ -15,13 +15,16 @@ data directory are in one queue: any of them may run a job, and all of them are 
 import asyncio
 import contextlib
 import time
+import tomllib
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
 
 import platformdirs
+from pydantic import ValidationError
 
 from core.config import Settings
+from core.errors import SettingsError
 from core.steering import steered
 from core.studio.files import preview_name
 from core.studio.jobs import (
@@ -40,6 +43,8 @@ from core.studio.scheduler import Event, Executor, Scheduler, Subscription
 from core.studio.store import Store
 
 __all__ = ["Event", "Job", "JobState", "Records", "Studio", "StudioSettings", "Subscription", "default_data_directory"]
+
+SETTINGS_NAME = "studio.toml"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,19 +107,21 @@ class Studio:
 
         Args:
             data: The data directory; none: `default_data_directory()`.
-            settings: None: the defaults.
-            executor: Where jobs are computed; none: in threads of this process. The studio closes it.
+            settings: None: the defaults. What the data directory's `studio.toml` says goes before.
+            executor: Where jobs are computed; none: where the settings say. The studio closes it.
 
         Raises:
             StorageError: The directory can't be used.
-            DeviceError: The settings name a device that isn't there.
+            SettingsError: Its `studio.toml` isn't right.
+            DeviceError: The settings name a device, or a cluster, that isn't there.
         """
-        settings = settings or StudioSettings()
+        root = (data or default_data_directory()).absolute()
+        settings = await asyncio.to_thread(read_settings, root, settings or StudioSettings())
         async with contextlib.AsyncExitStack() as stack:
-            store = await asyncio.to_thread(Store, (data or default_data_directory()).absolute())
+            store = await asyncio.to_thread(Store, root)
             stack.callback(store.close)
             if executor is None:
-                executor = await asyncio.to_thread(_local_executor, store.root, settings)
+                executor = await asyncio.to_thread(_executor, store.root, settings)
             stack.push_async_callback(executor.close)
             scheduler = Scheduler(store, executor, settings)
             stack.push_async_callback(scheduler.close)
@@ -494,8 +501,39 @@ class Studio:
         return {"per_owner": per_owner, "in_all": self.settings.pending_in_all}
 
 
-def _local_executor(root: Path, settings: StudioSettings) -> Executor:
-    # Here, because it loads torch, which takes seconds; who brings an executor of their own may not need it.
+def read_settings(data: Path, settings: StudioSettings) -> StudioSettings:
+    """What the operator decides for all programs that share a data directory, laid over what they ask for.
+
+    Args:
+        data: The data directory; its `studio.toml` is read where there is one.
+        settings: Those of the program.
+
+    Raises:
+        SettingsError: The file can't be read, has a key that nobody knows, or a value that isn't allowed.
+    """
+    path = data / SETTINGS_NAME
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return settings
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} can't be read: {error}") from None
+    try:
+        return StudioSettings.model_validate(settings.model_dump() | found)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{path} has a key that nobody knows: '{key}'") from None
+        raise SettingsError(f"'{key}' in {path}: {first['msg']}") from None
+
+
+def _executor(root: Path, settings: StudioSettings) -> Executor:
+    # Here, because they load torch or Ray, which takes seconds; who brings an executor of their own may not need it.
+    if settings.executor == "ray":
+        from core.studio.executors.on_ray import RayExecutor  # noqa: PLC0415
+
+        return RayExecutor(root / "locks", settings)
     from core.studio.executors.local import LocalExecutor, TorchBackend  # noqa: PLC0415
 
     return LocalExecutor(root / "locks", settings, TorchBackend(settings))

@@ -82,8 +82,8 @@ class Executor(Protocol):
     def slots(self) -> Sequence[Slot]:
         """The places there are at the moment; they may come and go."""
 
-    def expect(self, jobs: int) -> None:
-        """Told again and again how many jobs run or wait for a slot, in all processes; room may be made for them."""
+    def expect(self, queued: int, running: int) -> None:
+        """Told again and again how many jobs wait for a slot and how many run, in all processes, to make room."""
 
     def reserve(self, slot: Slot) -> bool:
         """Takes a slot for this process; false where another process has it, or where it isn't ready yet.
@@ -669,7 +669,7 @@ class Scheduler:
             self._wake.clear()
             try:
                 await self.commit(_nothing)  # absorbs what other processes changed
-                self._executor.expect(self._jobs_at_hand())
+                self._expect()
                 for slot in self._executor.slots():
                     if slot.name not in self.busy:
                         await self._fill(slot)
@@ -680,10 +680,9 @@ class Scheduler:
                 log.exception("the next job could not be started")
                 await self._calm_down()
 
-    def _jobs_at_hand(self) -> int:
-        """How many run, or could if there were room for all."""
+    def _expect(self) -> None:
         running = sum(job.state is JobState.RUNNING for job in self._jobs.values())
-        return running if self._paused else running + len(self.order())
+        self._executor.expect(0 if self._paused else len(self.order()), running)
 
     async def _calm_down(self) -> None:
         await asyncio.sleep(self._settings.poll_seconds * _TROUBLE_POLLS)

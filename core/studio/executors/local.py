@@ -317,7 +317,7 @@ class LocalExecutor:
         self._backend = backend
         self._slots = tuple(backend.slots())
         # Not one per thread: the thread that opens the executor may be another one than that which uses it.
-        self._locks = {slot.name: FileLock(locks / _lock_name(slot), thread_local=False) for slot in self._slots}
+        self._locks = {slot.name: FileLock(locks / lock_name(slot.name), thread_local=False) for slot in self._slots}
         self._works: dict[tuple[str, int], _Work] = {}
         self._switch_seconds = sys.getswitchinterval()
         sys.setswitchinterval(min(self._switch_seconds, _SWITCH_SECONDS))
@@ -326,7 +326,7 @@ class LocalExecutor:
         """The same from beginning to end."""
         return self._slots
 
-    def expect(self, jobs: int) -> None:
+    def expect(self, queued: int, running: int) -> None:
         """Changes nothing: a machine has the devices that it has."""
 
     def reserve(self, slot: Slot) -> bool:
@@ -498,8 +498,9 @@ def _let_go_of_pictures(error: BaseException | None) -> None:
     gc.collect()
 
 
-def _lock_name(slot: Slot) -> str:
-    return "device-" + "".join(letter if letter.isalnum() else "-" for letter in slot.name) + ".lock"
+def lock_name(slot: str) -> str:
+    """The file by which processes take turns on a slot of this name."""
+    return "device-" + "".join(letter if letter.isalnum() else "-" for letter in slot) + ".lock"
 
 
 # ── The real backend ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,493 @@
+"""Computes jobs on a Ray cluster: an actor per running job, on a node of its own choice.
+
+    head (this process)                                    node
+    RayExecutor ── Order: files as parcels ─────────────▶  Worker, an actor ─▶ LocalExecutor ─▶ backend
+                ◀── updates, by a streaming generator ───     (the latest only, while the head is busy)
+
+**Slots** are the nodes' GPUs (or CPUs), and come and go with the nodes. A slot is offered once a worker on its node has
+said what it is: a node that can't run this program gets no job. `reserve` starts a worker where there is none, no
+more of them than there are jobs, and says no until it is there, so that a hundred of them start side by side. A worker
+that has nothing to do ends after a while, and its resources are free. Of several programs on one data directory, each
+takes turns on a slot by its lock file.
+
+**What dies.** A worker that goes away ends its run with `LostRunError`; the scheduler queues the job again, and it goes
+on elsewhere from its last checkpoint. Whether its machine went away or only the process is told apart: the first is
+hardly the job's fault. When the head dies, however it dies, Ray ends its workers, since they are not detached: what
+they computed since the last checkpoint is lost, some seconds, and the next head resumes the jobs from the store. To
+find living workers again by their names would save these seconds, but then two heads may believe that a run is theirs
+(the old one cut off, not dead), the store would have to arbitrate, and results would have to wait somewhere for a head
+that may never come. As it is, a worker lives no longer than the head that hears it, and only that head's process may
+finish its job in the store: none runs twice to the end, none is lost.
+
+Whatever may block in Ray (connecting, creating and killing actors, putting objects) happens in threads.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from filelock import FileLock, Timeout
+
+import core
+from core.studio.executors.local import TorchBackend, lock_name
+from core.studio.executors.ray_cluster import Depot, Node, connect, nodes, request
+from core.studio.executors.ray_worker import OpenBackend, Order, Parcel, Survey, Worker, given_name, paths_of
+from core.studio.jobs import (
+    Estimate,
+    LostRunError,
+    PoisonedDeviceError,
+    Run,
+    Slot,
+    StudioSettings,
+    Update,
+    Wish,
+    new_id,
+)
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DEMAND_SECONDS = 30.0
+"""The autoscaler is told this often what it has been told already: another program may have told it otherwise."""
+_TROUBLE_SECONDS = 30.0
+"""A node on which no worker could be started is tried again after this time."""
+_PATIENCE_SECONDS = 60.0
+"""How long an estimate waits for the first worker of a kind of node."""
+_END_SECONDS = 5.0
+"""How long to wait until a killed worker is known to be dead."""
+_THREADS = 16
+
+
+# ── Workers, as the head sees them ───────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(eq=False)
+class _Staff:
+    """A worker on a slot: first it gets ready, then it runs or waits, and in the end it is dead."""
+
+    node: Node
+    slot: str
+    lock: FileLock
+    actor: Any = None
+    survey: Survey | None = None
+    """What it said of itself; none until it is ready."""
+    settling: "asyncio.Task[None] | None" = None
+    death: "asyncio.Task[None] | None" = None
+    leaving: asyncio.TimerHandle | None = None
+    dead: bool = False
+
+
+@dataclass(eq=False)
+class _Site:
+    """A node with what is known of it."""
+
+    node: Node
+    places: tuple[str, ...]
+    slots: tuple[Slot, ...] = ()
+    """None until a worker has said what the node is."""
+    kind: str | None = None
+    tried: float = -_TROUBLE_SECONDS
+    """When no worker could be started here."""
+
+    def open(self, kind: str, shared: bool) -> None:
+        self.kind = kind
+        self.slots = tuple(Slot(place, self.node.id if shared else place, kind) for place in self.places)
+
+
+@dataclass(eq=False)
+class _Stretch:
+    """One stretch of computing, from a start to an end."""
+
+    staff: _Staff | None
+    token: str = field(default_factory=new_id)
+    sent: bool = False
+    unwanted: bool = False
+    wishes: list[Wish] = field(default_factory=list)
+    """Those that came before it was sent."""
+
+    def begin(self, order: Order) -> Any:
+        """The generator of references to updates; at most one that isn't fetched yet is made."""
+        assert self.staff
+        self.sent = True
+        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
+        stream = self.staff.actor.run.options(**options).remote(order)
+        for wish in self.wishes:
+            self.steer(wish)
+        return stream
+
+    def stop(self, keep: bool) -> None:
+        self.unwanted = True
+        if self.sent and self.staff:
+            self.staff.actor.cancel.remote(self.token, keep=keep)
+
+    def steer(self, wish: Wish) -> None:
+        if self.sent and self.staff:
+            self.staff.actor.steer.remote(self.token, wish)
+        else:
+            self.wishes.append(wish)
+
+
+class RayExecutor:
+    """Computes on a Ray cluster; see `core.studio.scheduler.Executor`.
+
+    Args:
+        locks: Directory of the lock files by which processes take turns on a slot.
+        settings: Of the studio.
+        open_backend: Makes what computes, on the nodes; it must be importable there.
+
+    Raises:
+        DeviceError: Ray isn't installed, or there is no cluster at the address.
+    """
+
+    def __init__(self, locks: Path, settings: StudioSettings, open_backend: OpenBackend = TorchBackend) -> None:
+        self._connected = connect(settings.ray)
+        import ray  # noqa: PLC0415
+
+        self._ray = ray
+        found = nodes()
+        gpus = settings.ray.gpus if settings.ray.gpus is not None else int(any(node.gpus >= 1 for node in found))
+        self._options = settings.ray.model_copy(update={"gpus": gpus})
+        self._settings = settings.model_copy(update={"ray": self._options})
+        self._locks = locks
+        self._open_backend = open_backend
+        self._actors = ray.remote(Worker)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
+        self._depot = Depot()
+        self._sites: dict[str, _Site] = {}
+        self._staff: dict[str, _Staff] = {}
+        self._reserved: dict[str, _Staff] = {}
+        self._stretches: dict[tuple[str, int], _Stretch] = {}
+        self._queued = self._running = 0
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = -float("inf")
+        self._asked: tuple[int, float] = (0, time.monotonic())
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._take_nodes(found)
+        if not any(site.places for site in self._sites.values()):
+            log.warning("no node of the Ray cluster has a slot yet (one job: %d GPU, %s CPU)", gpus, self._cpus(None))
+
+    # The scheduler's side
+
+    def slots(self) -> Sequence[Slot]:
+        """Those of all nodes that are known to work."""
+        if not self._closing and self._looking is None and self._looked + self._options.poll_seconds < time.monotonic():
+            self._looking = asyncio.create_task(self._look())
+        return [slot for site in self._sites.values() for slot in site.slots][: self._options.most_jobs]
+
+    def expect(self, queued: int, running: int) -> None:
+        """Bounds how many workers are started, and is the autoscaler's demand."""
+        self._queued, self._running = queued, running
+
+    def reserve(self, slot: Slot) -> bool:
+        """Takes the slot's worker; where there is none, one is started if jobs want it, and is there another time."""
+        staff = self._staff.get(slot.name)
+        if staff is None:
+            waiting = len(self._staff) - len(self._reserved)
+            if waiting < self._queued and (site := self._site_of(slot)):
+                self._hire(site, slot.name)
+            return False
+        if staff.survey is None:
+            return False
+        if staff.leaving:
+            staff.leaving.cancel()
+        self._reserved[slot.name] = staff
+        return True
+
+    def release(self, slot: Slot) -> None:
+        """Lets the slot's worker wait for a next job for a while."""
+        staff = self._reserved.pop(slot.name, None)
+        if staff and staff.dead:
+            staff.lock.release()
+        elif staff:
+            self._rest(staff)
+
+    async def estimate(self, run: Run, slot: Slot | None) -> Estimate:
+        """Asks the slot's worker, or one on a node of its kind; if no node is there, fitting is found out later."""
+        order = await self._ask(self._order, replace(run, checkpoint=None, frames=None), new_id())
+        while staff := await self._someone_like(slot):
+            try:
+                answer: Estimate = await staff.actor.estimate.remote(order)
+                return answer
+            except self._ray.exceptions.RayTaskError as error:
+                raise _cause(error) from None
+            except self._ray.exceptions.RayError:
+                await self._end(staff)
+        return await asyncio.to_thread(self._rough_estimate, run)
+
+    async def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
+        """Computes in the slot's worker; one that doesn't come to a regular end is killed."""
+        stretch = _Stretch(self._reserved.get(slot.name))
+        self._stretches[run.job_id, run.attempt] = stretch
+        over = False
+        try:
+            if stretch.staff is None or stretch.staff.dead:
+                raise LostRunError(f"the worker on {slot.name} went away before the run began", machine=True)
+            order = await self._ask(self._order, run, stretch.token)
+            if not stretch.unwanted:
+                async for reference in stretch.begin(order):
+                    yield await reference
+            over = True
+        except self._ray.exceptions.RayTaskError as error:
+            cause = _cause(error)
+            over = not isinstance(cause, PoisonedDeviceError)
+            raise (cause if over else LostRunError(str(cause))) from None
+        except self._ray.exceptions.RayError as error:
+            assert stretch.staff
+            raise await self._lost(stretch.staff, error) from None
+        finally:
+            del self._stretches[run.job_id, run.attempt]
+            if not over and stretch.staff:
+                await self._end(stretch.staff)
+
+    def cancel(self, job_id: str, attempt: int, *, keep: bool) -> None:
+        """Sends the worker word, which stops after the evaluation that it is in."""
+        if stretch := self._stretches.get((job_id, attempt)):
+            stretch.stop(keep)
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        """Sends the worker other weights."""
+        if stretch := self._stretches.get((job_id, attempt)):
+            stretch.steer(wish)
+
+    async def close(self) -> None:
+        """Ends all workers, and the Ray of this machine alone if it was started here."""
+        self._closing = True
+        for task in (self._looking, *self._tasks):
+            if task:
+                task.cancel()
+        await asyncio.gather(*(self._end(staff) for staff in self._staff.values()))
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._queued = self._running = 0
+            await self._tell_demand()
+            if self._connected:
+                await self._ask(self._ray.shutdown)
+        self._threads.shutdown(wait=False)
+
+    # Nodes
+
+    async def _look(self) -> None:
+        """Takes note of nodes that came or went, and tells how many are wanted."""
+        try:
+            self._take_nodes(await self._ask(nodes))
+            for site in self._sites.values():
+                self._explore(site)
+            await self._tell_demand()
+        except Exception as error:  # such as the cluster's head being started again
+            log.warning("the Ray cluster can't be asked: %s", _first_line(error))
+        finally:
+            self._looked, self._looking = time.monotonic(), None
+
+    def _take_nodes(self, found: Sequence[Node]) -> None:
+        alive = {node.id: node for node in found}
+        for node_id in self._sites.keys() - alive.keys():
+            for place in self._sites.pop(node_id).places:
+                (self._locks / lock_name(place)).unlink(missing_ok=True)
+        for node in alive.values():
+            self._sites.setdefault(node.id, _Site(node, self._places(node)))
+
+    def _places(self, node: Node) -> tuple[str, ...]:
+        """Names of the slots that a node has room for."""
+        room = int(node.cpus / self._cpus(node)) if node.cpus else 0
+        if self._options.gpus:
+            room = min(room, int(node.gpus))
+        return tuple(f"{node.name}-{node.id[:8]}.{number}" for number in range(room))
+
+    def _cpus(self, node: Node | None) -> float:
+        """CPUs of one job (on this node)."""
+        alone = max(1.0, node.cpus if node else 0.0)
+        return self._options.cpus or (1.0 if self._options.gpus else alone)
+
+    def _explore(self, site: _Site) -> None:
+        """Starts a worker on a node of which nothing is known yet, on whichever of its slots is free."""
+        if site.kind is None and not any(place in self._staff for place in site.places):
+            next(filter(None, (self._hire(site, place) for place in site.places)), None)
+
+    async def _tell_demand(self) -> None:
+        """Tells the autoscaler, which has nodes started and ended, how many jobs there should be room for."""
+        wanted = min(self._queued + self._running, self._options.most_jobs)
+        asked, when = self._asked
+        if self._options.address and (wanted != asked or (wanted and time.monotonic() - when > _DEMAND_SECONDS)):
+            await self._ask(request, self._bundle(None), wanted)
+            self._asked = wanted, time.monotonic()
+
+    def _bundle(self, node: Node | None) -> dict[str, float]:
+        gpus = {"GPU": float(self._options.gpus)} if self._options.gpus else {}
+        return {"CPU": self._cpus(node), **gpus}
+
+    # Workers
+
+    def _hire(self, site: _Site, place: str) -> _Staff | None:
+        """Begins to start a worker; none where another process has the slot, or it failed a moment ago."""
+        if self._closing or time.monotonic() - site.tried < _TROUBLE_SECONDS:
+            return None
+        lock = FileLock(self._locks / lock_name(place), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        staff = _Staff(site.node, place, lock)
+        self._staff[place] = staff
+        staff.settling = self._spawn(self._settle(site, staff))
+        return staff
+
+    async def _settle(self, site: _Site, staff: _Staff) -> None:
+        try:
+            staff.actor = await self._ask(self._create, staff.node)
+            staff.death = self._spawn(self._await_death(staff))
+            survey: Survey = await staff.actor.survey.remote()
+        except self._ray.exceptions.RayError as error:
+            site.tried = time.monotonic()
+            log.warning("no worker can be started on %s: %s", staff.node.name, _reason(error))
+            await self._end(staff)
+            return
+        if survey.version != core.__version__:
+            site.tried = time.monotonic()
+            log.error("%s has version %s of this program, not %s", staff.node.name, survey.version, core.__version__)
+            await self._end(staff)
+            return
+        staff.survey = survey
+        site.open(survey.kind, shared=not self._options.gpus)
+        self._rest(staff)
+
+    def _create(self, node: Node) -> Any:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
+
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        amounts = {"num_cpus": self._cpus(node), "num_gpus": self._options.gpus}
+        actors = self._actors.options(**amounts, scheduling_strategy=there, max_restarts=0)
+        return actors.remote(self._settings, self._open_backend)
+
+    async def _await_death(self, staff: _Staff) -> None:
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            await staff.actor.endure.remote()
+        self._bury(staff)
+
+    def _rest(self, staff: _Staff) -> None:
+        """Ends a worker after a while without work."""
+        loop = asyncio.get_running_loop()
+        staff.leaving = loop.call_later(self._options.idle_seconds, lambda: self._spawn(self._end(staff)))
+
+    async def _end(self, staff: _Staff) -> None:
+        """Ends a worker, and returns when it is dead: nothing computes any more, its resources are free."""
+        if self._staff.get(staff.slot) is staff:
+            del self._staff[staff.slot]
+        if staff.actor and not staff.dead:
+            with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await staff.actor.close.remote()
+            await self._ask(partial(self._ray.kill, staff.actor))
+            if staff.death:
+                await asyncio.wait({staff.death}, timeout=_END_SECONDS)
+        self._bury(staff)
+
+    def _bury(self, staff: _Staff) -> None:
+        if self._staff.get(staff.slot) is staff:
+            del self._staff[staff.slot]
+        if staff.leaving:
+            staff.leaving.cancel()
+        if not staff.dead and self._reserved.get(staff.slot) is not staff:
+            staff.lock.release()
+        staff.dead = True
+
+    async def _someone_like(self, slot: Slot | None) -> _Staff | None:
+        """A worker on this slot, or else on a node of its kind; the first is waited for where none is there yet."""
+        alike = [staff for staff in self._staff.values() if slot is None or self._kind_of(staff) == slot.kind]
+        ready = [staff for staff in alike if staff.survey]
+        if ready:
+            return next((staff for staff in ready if slot and staff.slot == slot.name), ready[0])
+        candidates = [
+            (site, other)
+            for other in self.slots()
+            if slot and other.kind == slot.kind
+            if (site := self._site_of(other))
+        ]
+        hired = alike or list(filter(None, (self._hire(site, other.name) for site, other in candidates[:1])))
+        settling = {staff.settling for staff in hired if staff.settling}
+        if settling:
+            await asyncio.wait(settling, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return next((staff for staff in hired if staff.survey and not staff.dead), None)
+
+    def _kind_of(self, staff: _Staff) -> str | None:
+        site = self._sites.get(staff.node.id)
+        return site.kind if site else None
+
+    def _site_of(self, slot: Slot) -> _Site | None:
+        return next((site for site in self._sites.values() if slot in site.slots), None)
+
+    async def _lost(self, staff: _Staff, error: Exception) -> LostRunError:
+        """Whether a process went away or its whole machine."""
+        if isinstance(error, self._ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False):
+            return LostRunError(f"the machine {staff.node.name} can't be reached any more", machine=True)
+        if staff.node.id not in {node.id for node in await self._ask(nodes)}:
+            return LostRunError(f"the machine {staff.node.name} went away", machine=True)
+        return LostRunError(f"the worker on {staff.node.name} ended: {_reason(error)}")
+
+    # Below: in threads
+
+    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *args, **kwargs))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """A task that isn't forgotten while it works."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _order(self, run: Run, token: str) -> Order:
+        passing = (run.checkpoint, run.frames)
+        files = {
+            path: self._depot.passing(path) if path in passing else self._depot.parcel(path)
+            for path in dict.fromkeys(paths_of(run))
+        }
+        share = max(1, len(self._stretches))
+        return Order(
+            token=token,
+            run=run,
+            files={path: parcel for path, parcel in files.items() if parcel},
+            weights=self._weights(run.settings.network),
+            progress_seconds=max(self._settings.progress_seconds, share / self._options.progress_per_second),
+            preview_seconds=max(self._settings.preview_seconds, share / self._options.previews_per_second),
+        )
+
+    def _weights(self, network: str) -> Mapping[str, Parcel]:
+        """The networks that a run may look for, as far as they are here; the compact one is part of the program."""
+        from core import weights  # noqa: PLC0415
+
+        wanted = {"auto": ["vgg19"], "compact": []}.get(network, [network])
+        here = {path.name: path for path in map(weights.find, wanted) if path}
+        if given := self._settings.weights:
+            here[given_name(given)] = given
+        return {name: parcel for name, path in here.items() if (parcel := self._depot.parcel(path))}
+
+    def _rough_estimate(self, run: Run) -> Estimate:
+        """Size and network, as far as they can be told without the device."""
+        here = self._open_backend(self._settings.model_copy(update={"devices": ("cpu",)}))
+        return replace(here.estimate(run, "cpu"), memory_bytes=0, largest_level=run.settings.levels, seconds=None)
+
+
+def _cause(error: Any) -> BaseException:
+    """What a worker raised, with its traceback for the log."""
+    cause: BaseException = error.cause
+    cause.add_note(str(error.traceback_str))
+    return cause
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says of a death, without its frame."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
