@@ -8,7 +8,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from core.errors import CheckpointError
+from core import steering
+from core.errors import CheckpointError, RecipeError
+from core.steering import Steer
 
 _FORMAT = "pyramid-style checkpoint 1"
 _STATE = "state."
@@ -27,6 +29,7 @@ class Checkpoint:
         start: The picture [1, 3, H, W] that the stage began with.
         state: The optimiser's.
         losses: Iteration and loss of every accepted step of this stage, by which it is told to have settled.
+        steering: Changes of weights that had been made.
     """
 
     fingerprint: str
@@ -37,6 +40,7 @@ class Checkpoint:
     start: Tensor
     state: Mapping[str, Tensor]
     losses: tuple[tuple[int, float], ...]
+    steering: tuple[Steer, ...] = ()
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -48,6 +52,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "seconds": checkpoint.seconds,
         "levels": checkpoint.levels,
         "losses": checkpoint.losses,
+        "steering": [steer.model_dump() for steer in checkpoint.steering],
     }
     tensors = {"start": checkpoint.start} | {_STATE + key: value for key, value in checkpoint.state.items()}
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -71,9 +76,10 @@ def decode(data: bytes, fingerprint: str) -> Checkpoint:
             levels=tuple(tuple(level) for level in numbers["levels"]),
             start=tensors["start"],
             losses=tuple((int(iteration), float(loss)) for iteration, loss in numbers["losses"]),
+            steering=steering.parse(numbers["steering"]),
             state={key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)},
         )
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecipeError) as error:
         raise CheckpointError(f"the checkpoint can't be read: {error}", "Start the run again without it") from None
     if found.fingerprint != fingerprint:
         raise CheckpointError(

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.config import Colour
@@ -32,10 +33,13 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 """Of R, G, B: the Y of YIQ, as in Gatys et al. 2017."""
 _LEAST_DEVIATION = 1 / 255
 """A colour axis along which a style hardly varies is not stretched: there would be nothing but grain in it."""
-_SAMPLE = 1 << 17
+_SAMPLE = 1 << 16
 """Pixels that a distribution is measured on."""
 _QUANTILES = 512
-_FRAMES = 12
+_FRAMES = 20
+"""Rotated frames along whose axes distributions are matched, one after the other."""
+_TABLE_SIDE = 49
+"""Grid points of a map of colours along each channel."""
 
 
 # ── Luminance ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,7 +72,7 @@ def with_chroma_of(picture: Tensor, content: Tensor) -> Tensor:
     chroma = content - luminance(content)
     room = torch.where(chroma > 0, 1 - bright, bright)
     fitting = room / chroma.abs().clamp_min(torch.finfo(chroma.dtype).tiny)
-    return bright + chroma * fitting.amin(1, keepdim=True).clamp(0, 1)
+    return (bright + chroma * fitting.amin(1, keepdim=True).clamp(0, 1)).clamp(0, 1)
 
 
 class Grey:
@@ -132,21 +136,39 @@ def _power(covariance: Tensor, exponent: float) -> Tensor:
 
 def sample(pictures: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Colours [n, 3] of several pictures, from each as many as its share of them all says."""
-    total = sum(shares) or 1.0
-    return torch.cat([_spread(_colours(p), round(_SAMPLE * s / total)) for p, s in zip(pictures, shares, strict=True)])
+    present = [(_colours(picture), share) for picture, share in zip(pictures, shares, strict=True) if share > 0]
+    count = min(_SAMPLE / sum(shares), *(len(found) / share for found, share in present))
+    return torch.cat([_spread(found, max(1, round(count * share))) for found, share in present])
 
 
 def with_distribution_of(picture: Tensor, wanted: Tensor) -> Tensor:
     """A picture [1, 3, H, W] recoloured so that the distribution of its colours is that of `wanted` [n, 3].
 
-    Equal colours stay equal, so a picture of few colours can only come near.
+    The map of colours is found on a sample and kept as a table, so that every size of the same picture, a preview as
+    well as the result, is recoloured alike and quickly. Equal colours stay equal, so a picture of few colours can only
+    come near.
     """
-    colours = _colours(picture)
+    return _looked_up(picture, _table(_spread(_colours(picture), _SAMPLE), _spread(wanted, _SAMPLE)))
+
+
+def _table(colours: Tensor, wanted: Tensor) -> Tensor:
+    """Where the transport from one sample to the other takes every colour of a regular grid: [1, 3, R, G, B]."""
+    axis = torch.linspace(0, 1, _TABLE_SIDE)
+    points = torch.cartesian_prod(axis, axis, axis)
     for frame in _frames():
-        rotated, target = colours @ frame, wanted @ frame
-        axes = [_matched(rotated[:, axis], target[:, axis]) for axis in range(3)]
-        colours = torch.stack(axes, 1) @ frame.T
-    return colours.T.reshape(picture.shape).clamp(0, 1)
+        ends = [(_quantiles(colours @ side), _quantiles(wanted @ side)) for side in frame.T]
+        colours, points = (
+            torch.stack([_moved(c @ side, *q) for side, q in zip(frame.T, ends, strict=True)], 1) @ frame.T
+            for c in (colours, points)
+        )
+    return points.T.reshape(1, 3, _TABLE_SIDE, _TABLE_SIDE, _TABLE_SIDE)
+
+
+def _looked_up(picture: Tensor, table: Tensor) -> Tensor:
+    """The picture's colours in the table, trilinearly."""
+    places = 2 * picture.flip(1).permute(0, 2, 3, 1)[:, None] - 1
+    found = F.grid_sample(table, places, mode="bilinear", padding_mode="border", align_corners=True)
+    return found[:, :, 0].clamp(0, 1)
 
 
 def _colours(picture: Tensor) -> Tensor:
@@ -161,18 +183,17 @@ def _frames() -> list[Tensor]:
     return [torch.eye(3), *turned]
 
 
-def _matched(values: Tensor, wanted: Tensor) -> Tensor:
-    """The values [n] under the monotone map that gives them the distribution of `wanted` [m]."""
-    own, target = _quantiles(values), _quantiles(wanted)
+def _moved(values: Tensor, own: Tensor, wanted: Tensor) -> Tensor:
+    """The values [n] under the monotone map between two lists of quantiles; beyond them it only shifts."""
     above = torch.searchsorted(own, values).clamp(1, _QUANTILES - 1)
     below = above - 1
     span = (own[above] - own[below]).clamp_min(torch.finfo(own.dtype).eps)
-    place = ((values - own[below]) / span).clamp(0, 1)
-    return torch.lerp(target[below], target[above], place)
+    inside = torch.lerp(wanted[below], wanted[above], ((values - own[below]) / span).clamp(0, 1))
+    return inside + (values - own[-1]).clamp_min(0) + (values - own[0]).clamp_max(0)
 
 
 def _quantiles(values: Tensor) -> Tensor:
-    ordered = _spread(values, _SAMPLE).sort().values
+    ordered = values.sort().values
     places = torch.linspace(0, len(ordered) - 1, _QUANTILES).round().long()
     return ordered[places]
 

@@ -18,6 +18,9 @@ from torch import Tensor
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 """From a point to the loss there and its gradient, a tensor of the point's shape."""
 
+Changed = Callable[[int, int], bool]
+"""From the iterations and evaluations so far to whether the objective has become another since the last evaluation."""
+
 StepLength = Callable[[Tensor, Tensor], float]
 """From a point and a direction to the factor that makes that direction a first step of sensible size."""
 
@@ -36,6 +39,10 @@ class Iterate:
     state: Callable[[], State] = field(repr=False)
 
 
+def _never(iteration: int, evaluations: int) -> bool:
+    return False
+
+
 class Optimizer(Protocol):
     """The signature that the optimisers of this module share."""
 
@@ -48,8 +55,13 @@ class Optimizer(Protocol):
         history: int,
         half_history: bool = False,
         state: Mapping[str, Tensor] | None = None,
+        changed: Changed = _never,
     ) -> Generator[Iterate, None, None]:
-        """Yields the start, then every accepted step, without end; ends when no step lowers the loss any more."""
+        """Yields the start, then every accepted step, without end; ends when no step lowers the loss any more.
+
+        Before every step `changed` is asked; where it says so, the point where the optimisation stands is evaluated
+        again and yielded with its new loss.
+        """
 
 
 _REFERENCE_LOSSES = 5
@@ -67,6 +79,7 @@ def lbfgs(
     history: int,
     half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    changed: Changed = _never,
 ) -> Generator[Iterate, None, None]:
     """Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5), one evaluation per step as a rule.
 
@@ -79,6 +92,9 @@ def lbfgs(
     run = _Lbfgs(evaluate, start, step_length, memory, state)
     yield run.iterate()
     while True:
+        if changed(run.iteration, run.evaluations):
+            run.evaluate_again()
+            yield run.iterate()
         before = run.iteration
         for _ in run.trials():
             yield run.iterate()
@@ -119,6 +135,13 @@ class _Lbfgs:
         recent = torch.tensor(list(self._recent), dtype=torch.float64)
         own = {"point": self.point, "gradient": self.gradient, "numbers": numbers, "recent": recent}
         return own | self._memory.state()
+
+    def evaluate_again(self) -> None:
+        """Begins with another objective at the same point; curvature of the old one would mislead (measured)."""
+        self.loss, self.gradient = self._evaluate(self.point)
+        self.evaluations += 1
+        self._recent = deque([self.loss], maxlen=_REFERENCE_LOSSES)
+        self._memory.clear()
 
     def trials(self) -> Iterator[None]:
         """Evaluates one point after the other until one is accepted; ends without where there is none to be found."""
@@ -283,6 +306,7 @@ def adam(
     history: int = 0,
     half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
+    changed: Changed = _never,
 ) -> Generator[Iterate, None, None]:
     """Adam (Kingma & Ba 2015), one evaluation per step; the learning rate makes the first step a sensible one.
 
@@ -304,6 +328,10 @@ def adam(
 
     while True:
         yield Iterate(point, loss, gradient, iteration, evaluations, current_state)
+        if changed(iteration, evaluations):
+            loss, gradient = evaluate(point)
+            evaluations += 1
+            continue
         iteration += 1
         first = first.lerp(gradient, 1 - _DECAYS[0])
         second = second.lerp(gradient.square(), 1 - _DECAYS[1])

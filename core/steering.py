@@ -92,8 +92,8 @@ class Steering:
             self._latest = steered(self._latest, changes)
             self._asked.append(dict(changes))
 
-    def resume(self, made: Sequence[Steer]) -> None:
-        """Begins with changes that were made before a checkpoint."""
+    def begin(self, made: Sequence[Steer] = ()) -> None:
+        """Begins a run, with the changes that were made before its checkpoint."""
         with self._lock:
             self.made = ()
             self.settings = self._begun_with

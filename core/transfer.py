@@ -18,15 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import __version__, devices, images, noise, optimizers, planning, weights
+from core import __version__, colours, devices, guides, images, noise, optimizers, planning, weights
 from core import checkpoint as checkpoints
 from core.checkpoint import Checkpoint
+from core.colours import Colours
 from core.config import Settings
 from core.errors import DivergenceError, SettingsError
 from core.features import Network
+from core.guides import Guidance, Protected
 from core.images import Size, resize
+from core.noise import Mixture
 from core.optimizers import Iterate
-from core.parametrisation import parametrise
+from core.parametrisation import Parametrisation, parametrise
 from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
 from core.shards import Shards
 from core.steering import Steer, Steering
@@ -131,8 +134,7 @@ class Transfer:
         self.content = content
         self.styles = tuple(styles)
         self.alpha = alpha
-        self.masks = tuple(masks)
-        self.protect = protect
+        self.guidance = guides.check(_guidance(len(styles), masks, protect))
         self._steering = Steering(settings, steering)
         self._given_start = start
         self._shards = shards
@@ -157,15 +159,42 @@ class Transfer:
     @cached_property
     def pyramid(self) -> Pyramid:
         """The objective; its targets are computed on first use."""
-        content = self.content.to(self.device)
-        styles = [style.to(self.device) for style in self.styles]
-        return Pyramid(self.network, self.settings, content, styles, self.plan.tilings, shards=self._shards)
+        content = self._colours.content.to(self.device)
+        styles = [style.to(self.device) for style in self._colours.styles]
+        return Pyramid(
+            self.network, self.settings, content, styles, self.plan.tilings, self.guidance, shards=self._shards
+        )
+
+    @cached_property
+    def _colours(self) -> Colours:
+        return colours.prepare(self.settings.colour, self.content, self.styles)
 
     @cached_property
     def starting_picture(self) -> Tensor:
         """The starting picture at the size of the result: [1, 3, H, W] in [0, 1], on the CPU."""
         generator = torch.Generator().manual_seed(self.settings.seed)
-        return _starting_picture(self.settings, self.content, self.styles, self._given_start, self.size, generator)
+        seen, settings = self._colours, self.settings
+        return _starting_picture(settings, seen.content, self._noise_source, self._given_start, self.size, generator)
+
+    @property
+    def _noise_source(self) -> Tensor | Mixture:
+        """Whose colours the noise has, and where."""
+        styles = self._colours.styles
+        if len(styles) == 1 and self.guidance.is_plain:
+            return styles[0]
+        return Mixture(styles, self.guidance.shares(self.size, self._style_weights))
+
+    @property
+    def _style_weights(self) -> list[float]:
+        return [self._steering.settings.style(number).weight for number in range(len(self.styles))]
+
+    def finish(self, picture: Tensor) -> Tensor:
+        """The picture as it is shown and written, of one [1, 3, H, W] that is optimised; on the CPU, in [0, 1]."""
+        finished = self._colours.finish(picture, self._style_weights)
+        if self.guidance.protect is None:
+            return finished
+        size = (picture.shape[2], picture.shape[3])
+        return torch.lerp(finished, resize(self.content, size).clamp(0, 1), self.guidance.kept(size))
 
     @property
     def _stage_levels(self) -> tuple[int, ...]:
@@ -202,6 +231,8 @@ class Transfer:
             DivergenceError: The loss is not finite; the steps yielded before are still good.
         """
         found = checkpoints.decode(checkpoint, self._fingerprint) if checkpoint is not None else None
+        self._steering.begin(() if found is None else found.steering)
+        self._take_weights()
         before, picture = _Spent(), None
         for number in range(len(self._stage_levels)):
             if found is not None and number < found.stage:
@@ -213,6 +244,27 @@ class Transfer:
                 stage = _Stage(self, number, self._start_of(number, picture), before)
             yield from stage.steps()
             before, picture = stage.spent, stage.picture
+
+    def _take_weights(self) -> None:
+        """Gives the objective the weights that hold now."""
+        if self.pyramid.settings != self._steering.settings:
+            self.pyramid = self.pyramid.weighted(self._steering.settings)
+
+    def _changed(self, iterations: int, evaluations: int) -> bool:
+        """Makes the changes of weights that are due after so much of the run; whether there were any."""
+        if not self._steering.due(iterations, evaluations):
+            return False
+        self._take_weights()
+        return True
+
+    def _rule(self, start: Tensor) -> Parametrisation:
+        """How a variable becomes the picture that the network sees, beginning at `start`."""
+        rule = self._colours.rule(parametrise(self.settings.optimizer, start))
+        if self.guidance.protect is None:
+            return rule
+        size = (start.shape[2], start.shape[3])
+        content = resize(self._colours.content, size).clamp(0, 1)
+        return Protected(rule, content.to(start), self.guidance.kept(size).to(start))
 
     def _start_of(self, stage: int, before: Tensor | None) -> Tensor:
         """The picture that a stage begins with, given the one that the stage before ended with."""
@@ -233,7 +285,11 @@ class Transfer:
         """
         digest = hashlib.sha256(self.settings.model_dump_json(exclude={"max_memory"}).encode())
         digest.update(f"{self.network.name} {self.network.sha256}".encode())
-        for picture in (self.content, *self.styles, *([] if self._given_start is None else [self._given_start])):
+        others = (self._given_start, *self.guidance.masks, self.guidance.protect)
+        for picture in (self.content, *self.styles, *others):
+            if picture is None:
+                digest.update(b"none")
+                continue
             digest.update(str(tuple(picture.shape)).encode())
             digest.update(images.quantize(picture).mul(255).round().to(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -256,6 +312,9 @@ class Transfer:
                 "content": [self.content.shape[3], self.content.shape[2]],
                 "styles": [[style.shape[3], style.shape[2]] for style in self.styles],
             },
+            "masks": [mask is not None for mask in self.guidance.masks],
+            "protect": self.guidance.protect is not None,
+            "steering": [steer.model_dump(mode="json") for steer in self.steered],
             "iterations": step.iteration,
             "evaluations": step.evaluations,
             "loss": step.loss,
@@ -270,15 +329,20 @@ class Transfer:
         return images.encode(step.picture(), format, bits=bits, quality=quality, alpha=alpha, recipe=recipe)
 
 
+def _guidance(styles: int, masks: Sequence[Tensor | None], protect: Tensor | None) -> Guidance:
+    if len(masks) > styles:
+        raise SettingsError(f"there are {len(masks)} masks for {styles} styles", "Give each style one mask at most")
+    return Guidance((*masks, *[None] * (styles - len(masks))), protect)
+
+
 def _starting_picture(
     settings: Settings,
     content: Tensor,
-    styles: Sequence[Tensor],
+    style: Tensor | Mixture,
     given: Tensor | None,
     size: Size,
     generator: torch.Generator,
 ) -> Tensor:
-    style = styles[0]
     match settings.start:
         case "content":
             picture = resize(content, size)
@@ -289,7 +353,7 @@ def _starting_picture(
         case "white-noise":
             picture = torch.rand(1, 3, *size, generator=generator)
         case "style":
-            picture = resize(style, size)
+            picture = resize(style.styles[0] if isinstance(style, Mixture) else style, size)
         case "image":
             assert given is not None
             picture = resize(given, size)
@@ -308,7 +372,7 @@ class _Stage:
         self._start = start
         self._before = before
         self._resumed = resumed
-        self._rule = parametrise(transfer.settings.optimizer, start)
+        self._rule = transfer._rule(start)
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
         self._losses = {} if resumed is None else dict(resumed.losses)
         self._total = 0.0  # of the latest evaluation, accepted or not
@@ -319,6 +383,8 @@ class _Stage:
     def steps(self) -> Iterator[Step]:
         """Yields the stage's start and every accepted step."""
         began = time.monotonic() - (self._resumed.seconds if self._resumed else 0.0)
+        if self._resumed is None:
+            self._changed(0, 0)
         losses = self._losses
         for iterate in self._run():
             if not math.isfinite(iterate.loss):
@@ -347,8 +413,22 @@ class _Stage:
         state = self._resumed.state if self._resumed else None
         start = self._rule.start()
         return minimise(
-            self._evaluate, start, self._step_length, history=plan.history, half_history=plan.half_history, state=state
+            self._evaluate,
+            start,
+            self._step_length,
+            history=plan.history,
+            half_history=plan.half_history,
+            state=state,
+            changed=self._changed,
         )
+
+    def _changed(self, iteration: int, evaluations: int) -> bool:
+        """Whether the weights change now; losses under the old ones say nothing about those to come."""
+        before = self._before
+        changed = self._transfer._changed(before.iterations + iteration, before.evaluations + evaluations)
+        if changed:
+            self._losses.clear()
+        return changed
 
     def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
         loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)
@@ -360,9 +440,7 @@ class _Stage:
         return self._transfer.settings.optimizer.step / max(moved, torch.finfo(torch.float32).tiny)
 
     def _planned(self, number: int) -> int:
-        optimizer = self._transfer.settings.optimizer
-        last = len(self._transfer._stage_levels) - 1
-        return optimizer.iterations if number == last else optimizer.coarse_iterations
+        return self._transfer.settings.stage_iterations()[number]
 
     def _settled(self, losses: Sequence[float]) -> bool:
         tolerance = self._transfer.settings.optimizer.tolerance
@@ -372,10 +450,10 @@ class _Stage:
 
     def _step(self, iterate: Iterate, seconds: float) -> Step:
         stages = len(self._transfer._stage_levels)
-        rule, levels = self._rule, self._levels
+        rule, levels, finish = self._rule, self._levels, self._transfer.finish
 
         def picture() -> Tensor:
-            return rule.picture(iterate.point).clamp(0, 1).float().cpu()
+            return finish(rule.picture(iterate.point).clamp(0, 1).float().cpu())
 
         def checkpoint() -> bytes:
             return checkpoints.encode(
@@ -388,6 +466,7 @@ class _Stage:
                     start=self._start,
                     losses=tuple(self._losses.items()),
                     state=iterate.state(),
+                    steering=self._transfer.steered,
                 )
             )
 
