@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core import config
+from core import config, images
 from core.shards import Shards
-from core.studio.jobs import LostRunError
+from core.studio import JobState, Studio, StudioSettings
+from core.studio.jobs import LostRunError, RaySettings
 from core.transfer import Transfer
 from core.weights import Weights, load
 from tests import miniatures, reference
@@ -45,7 +46,7 @@ def test_actors_make_the_same_picture_as_one_device(cluster: None, weights: tupl
 
     path, loaded = weights
     alone = transfer(path, None)
-    with ray_shards.workers(SETTINGS, loaded, device=CPU, others=2, gpus=0, cpus=1, patience=60) as workers:
+    with ray_shards.workers(SETTINGS, loaded, device=CPU, others=2, resources={"CPU": 1}, patience=60) as workers:
         assert len(workers) == 3
         together = transfer(path, Shards(workers, parts=3))
         for picture in (alone.starting_picture, alone.starting_picture.flip(3)):
@@ -61,7 +62,7 @@ def test_what_is_not_free_is_done_without_and_changes_not_a_bit(cluster: None, w
     found = []
     for others, patience in ((0, 60.0), (2, 60.0), (5, 6.0)):
         with ray_shards.workers(
-            SETTINGS, loaded, device=CPU, others=others, gpus=0, cpus=1, patience=patience
+            SETTINGS, loaded, device=CPU, others=others, resources={"CPU": 1}, patience=patience
         ) as workers:
             assert len(workers) == 1 + others or others > 3 >= len(workers) - 1
             run = transfer(path, Shards(workers, parts=4, from_level=1))
@@ -73,9 +74,21 @@ def test_a_worker_that_dies_loses_the_run_and_not_the_job(cluster: None, weights
     from core.studio.executors import ray_shards
 
     path, loaded = weights
-    with ray_shards.workers(SETTINGS, loaded, device=CPU, others=1, gpus=0, cpus=1, patience=60) as workers:
+    with ray_shards.workers(SETTINGS, loaded, device=CPU, others=1, resources={"CPU": 1}, patience=60) as workers:
         run = transfer(path, Shards(workers, parts=2, from_level=1))
         run.pyramid.evaluate(run.starting_picture)
         workers[1].close()
-        with pytest.raises(LostRunError):
+        with pytest.raises(LostRunError, match="went away"):
             run.pyramid.evaluate(run.starting_picture)
+
+
+async def test_jobs_from_a_level_on_are_spread_where_the_operator_says_so(cluster: None, tmp_path: Path) -> None:
+    spread = RaySettings(gpus=0, cpus=1, spread_level=0, spread_workers=2)
+    settings = config.load(changes={"levels": 0, "network": "compact", "optimizer": {"iterations": 2}})
+    pictures = [images.encode(miniatures.picture(256, 260, seed, torch.float32), "png") for seed in (1, 2)]
+    async with Studio.open(tmp_path, StudioSettings(executor="ray", ray=spread)) as studio:
+        content, style = [await studio.add_input("me", picture) for picture in pictures]
+        job = await studio.submit("me", content, [style], settings)
+        job = await studio.wait(job.id)
+    assert job.state is JobState.DONE, job.error
+    assert "2 of 2 workers" in " ".join(notice.text for notice in job.notices)

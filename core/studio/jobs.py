@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from core.config import Settings
+from core.config import MAX_LEVEL, Settings
 from core.errors import UserError
 from core.steering import steered
 
@@ -99,6 +99,10 @@ class RaySettings(_Frozen):
     """How often all running jobs together tell their progress; each does so more rarely, the more there are."""
     previews_per_second: Annotated[float, Field(gt=0)] = 20.0
     """Likewise how often they show their pictures."""
+    spread_level: Annotated[int, Field(ge=0, le=MAX_LEVEL)] | None = None
+    """From this level on, one picture is computed by several workers together; none: never."""
+    spread_workers: Annotated[int, Field(ge=2, le=64)] = 4
+    """By how many; where fewer are free when it begins, the same picture takes longer."""
     store_bytes: Annotated[int, Field(ge=80 * 2**20)] | None = None
     """Memory for pictures on their way, where Ray is started here; none: Ray's own choice, a third of the machine's."""
 

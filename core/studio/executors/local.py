@@ -50,6 +50,7 @@ from core.studio.jobs import (
 
 if TYPE_CHECKING:
     from core.images import Picture
+    from core.shards import Shards
     from core.transfer import Step
 
 log = logging.getLogger(__name__)
@@ -561,27 +562,39 @@ class TorchBackend:
         from core.transfer import Transfer  # noqa: PLC0415
 
         content, *styles = [_read(path, remark) for path in (run.content, *run.styles)]
-        transfer = Transfer(
-            content.pixels,
-            [style.pixels for style in styles],
-            run.settings,
-            device=device,
-            weights_file=self._settings.weights,
-            start=_read(run.start, remark).pixels if run.start else None,
-            alpha=content.alpha,
-            masks=[images.read_mask(mask.read_bytes()) if mask else None for mask in run.masks],
-            protect=images.read_mask(run.protect.read_bytes()) if run.protect else None,
-            steering=[
-                Steer(evaluation=wish.evaluation or 0, iteration=wish.iteration or 0, changes=wish.changes)
-                for wish in run.steering
-            ],
-        )
-        for notice in transfer.notices:
-            remark(notice)
-        with contextlib.closing(transfer.steps(checkpoint)) as steps:
-            for step in steps:
-                yield Moment(_progress(step), step.checkpoint, partial(self._preview, step), transfer.steer)
+        with self._shards(run, device, remark) as shards:
+            transfer = Transfer(
+                content.pixels,
+                [style.pixels for style in styles],
+                run.settings,
+                device=device,
+                weights_file=self._settings.weights,
+                start=_read(run.start, remark).pixels if run.start else None,
+                alpha=content.alpha,
+                masks=[images.read_mask(mask.read_bytes()) if mask else None for mask in run.masks],
+                protect=images.read_mask(run.protect.read_bytes()) if run.protect else None,
+                steering=[
+                    Steer(evaluation=wish.evaluation or 0, iteration=wish.iteration or 0, changes=wish.changes)
+                    for wish in run.steering
+                ],
+                shards=shards,
+            )
+            for notice in transfer.notices:
+                remark(notice)
+            with contextlib.closing(transfer.steps(checkpoint)) as steps:
+                for step in steps:
+                    yield Moment(_progress(step), step.checkpoint, partial(self._preview, step), transfer.steer)
         return Output(transfer.encode(step), "png", step.width, step.height)
+
+    def _shards(
+        self, run: Run, device: str, remark: Callable[[str], None]
+    ) -> "contextlib.AbstractContextManager[Shards | None]":
+        """On a cluster, other workers may compute parts of a huge picture."""
+        if self._settings.executor != "ray":
+            return contextlib.nullcontext()
+        from core.studio.executors import ray_shards  # noqa: PLC0415
+
+        return ray_shards.shards(self._settings, run, device, remark)
 
     def _preview(self, step: "Step") -> bytes:
         """A small JPEG file of the picture so far."""

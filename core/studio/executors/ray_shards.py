@@ -6,34 +6,41 @@ Workers end with the run that asked for them, however it ends.
 
 Pictures travel as float32 arrays through Ray's object store: to each worker the rows that it needs, and rows of the
 gradient back. What all workers get alike is put there once.
+
+Ray is imported within: its import changes the environment of the process.
 """
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-import ray
 import torch
-from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 from torch import Tensor
 
-from core import devices
+from core import devices, weights
 from core.config import Settings
-from core.shards import Answer, Evaluator, Key, Slab, ThreadWorker, Worker, with_tensors
-from core.studio.jobs import LostRunError
+from core.shards import Answer, Evaluator, Key, Shards, Slab, ThreadWorker, Worker, with_tensors
+from core.studio.jobs import LostRunError, Run, StudioSettings
 from core.tiles import Statistics
 from core.transfer import network_of
 from core.weights import Weights
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 Sums = tuple[Mapping[str, Array], Mapping[str, int], float]
+
+_LEVELS_BELOW = 2
+"""Of a picture that is spread, so many of the next coarser levels are, too; those below have 1 of 64 of its pixels."""
+_STARTING_SECONDS = 20.0
+"""An actor may take so long to start; before, a worker that has just become idle may have to end."""
 
 
 # ── On the workers' nodes ────────────────────────────────────────────────────────────────────────────────────────────
@@ -48,6 +55,8 @@ class ShardActor:
     """
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
+        import ray  # noqa: PLC0415
+
         gpu = bool(ray.get_gpu_ids())
         self._evaluator = Evaluator(network_of(settings, weights, devices.resolve("cuda:0" if gpu else "cpu")))
 
@@ -89,6 +98,9 @@ class _Broadcast:
         self._latest: tuple[Mapping[str, Tensor], Any] | None = None
 
     def ref(self, tensors: Mapping[str, Tensor]) -> Any:
+        """Where they are in the store."""
+        import ray  # noqa: PLC0415
+
         if self._latest is None or self._latest[0] is not tensors:
             self._latest = tensors, ray.put({layer: _array(tensor) for layer, tensor in tensors.items()})
         return self._latest[1]
@@ -102,10 +114,17 @@ class _Answer(Generic[T]):
         self._unpack = unpack
 
     def result(self) -> T:
+        """See `core.shards.Answer`.
+
+        Raises:
+            LostRunError: The actor is not there any more.
+        """
+        import ray  # noqa: PLC0415
+
         try:
             return self._unpack(ray.get(self._ref))
-        except RayActorError as error:
-            raise LostRunError(f"a worker that computed a part of the picture went away: {error}") from error
+        except ray.exceptions.RayActorError as error:
+            raise LostRunError("a worker that computed a part of the picture went away", machine=True) from error
 
 
 class RayWorker:
@@ -116,7 +135,7 @@ class RayWorker:
         broadcast: Shared by the workers of a run.
     """
 
-    def __init__(self, actor: ActorHandle[Any], broadcast: _Broadcast) -> None:
+    def __init__(self, actor: "ActorHandle[Any]", broadcast: _Broadcast) -> None:
         self._actor = actor
         self._broadcast = broadcast
 
@@ -136,6 +155,8 @@ class RayWorker:
 
     def close(self) -> None:
         """Frees its device at once."""
+        import ray  # noqa: PLC0415
+
         ray.kill(self._actor)
 
 
@@ -149,14 +170,50 @@ def _statistics(sums: Sums) -> Statistics:
 
 
 @contextlib.contextmanager
+def shards(studio: StudioSettings, run: Run, device: str, remark: Callable[[str], None]) -> Iterator[Shards | None]:
+    """The shards of a run that computes in an actor, for as long as it does; none where it isn't to be spread.
+
+    Args:
+        studio: Says from which level on pictures are spread, and over how many workers.
+        run: Which is to be computed.
+        device: Of the actor.
+        remark: Takes what the owner should know.
+
+    Raises:
+        WeightsError: The network isn't there.
+    """
+    settings, ray = run.settings, studio.ray
+    if ray.spread_level is None or settings.levels < ray.spread_level:
+        yield None
+        return
+    loaded = weights.load(weights.choose(settings.network), studio.weights)
+    with workers(
+        settings,
+        loaded,
+        device=devices.resolve(device),
+        others=ray.spread_workers - 1,
+        resources=_own_resources(),
+        patience=ray.idle_seconds + _STARTING_SECONDS,
+    ) as team:
+        remark(f"This picture is computed by {len(team)} of {ray.spread_workers} workers together.")
+        yield Shards(team, ray.spread_workers, max(0, ray.spread_level - _LEVELS_BELOW))
+
+
+def _own_resources() -> Mapping[str, float]:
+    """What Ray gave the actor that this is called in; each further worker gets as much."""
+    import ray  # noqa: PLC0415
+
+    return dict(ray.get_runtime_context().get_assigned_resources())
+
+
+@contextlib.contextmanager
 def workers(
     settings: Settings,
     weights: Weights,
     *,
     device: torch.device,
     others: int,
-    gpus: float,
-    cpus: float,
+    resources: Mapping[str, float],
     patience: float,
 ) -> Iterator[Sequence[Worker]]:
     """Workers for the parts of one run's picture: one on its own device, and more on the cluster.
@@ -166,28 +223,29 @@ def workers(
         weights: Of its network; they reach each node once.
         device: Where the run itself computes.
         others: How many to ask the cluster for.
-        gpus: GPUs of each.
-        cpus: CPUs of each.
+        resources: CPUs (`CPU`) and GPUs (`GPU`) of each.
         patience: Seconds to wait for them; those that aren't there by then are done without.
     """
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(contextlib.closing(ThreadWorker(network_of(settings, weights, device))))
         broadcast = _Broadcast()
-        actors = _actors(settings, weights, others, gpus, cpus, patience)
+        actors = _actors(settings, weights, others, resources, patience)
         yield [own, *(stack.enter_context(contextlib.closing(RayWorker(actor, broadcast))) for actor in actors)]
 
 
 def _actors(
-    settings: Settings, weights: Weights, count: int, gpus: float, cpus: float, patience: float
-) -> list[ActorHandle[Any]]:
+    settings: Settings, weights: Weights, count: int, resources: Mapping[str, float], patience: float
+) -> "list[ActorHandle[Any]]":
     """As many actors as there is room for now."""
-    kind: Any = ray.remote(num_gpus=gpus, num_cpus=cpus)(ShardActor)
+    import ray  # noqa: PLC0415
+
+    kind: Any = ray.remote(num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0))(ShardActor)
     parcel = ray.put(weights)
     asked = [kind.remote(settings, parcel) for _ in range(count)]
     signs = {actor.ready.remote(): actor for actor in asked}
-    ready, late = ray.wait(list(signs), num_returns=count, timeout=patience)
+    ready, late = ray.wait(list(signs), num_returns=count, timeout=patience) if signs else ([], [])
     for sign in late:
         ray.kill(signs[sign])
     if late:
-        log.info("%d of %d further workers are free for a spread picture", len(ready), count)
+        log.info("a picture that is spread gets %d of %d further workers", len(ready), count)
     return [signs[sign] for sign in ready]
