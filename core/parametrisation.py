@@ -89,13 +89,14 @@ class Sigmoid:
     def picture(self, variable: Tensor) -> Tensor:
         """The sigmoid of the preconditioned variable; the latest is kept, since its slope is asked for next."""
         if self._latest is None or self._latest[0] is not variable:
+            self._latest = None
             moved = self._offset + self._precondition(variable)
             self._latest = (variable, moved.sigmoid_())
         return self._latest[1]
 
     def pull_back(self, variable: Tensor, gradient: Tensor) -> Tensor:
         """Through the sigmoid's slope, then through P."""
-        return self._precondition(gradient * self._slope(variable))
+        return self._precondition(self._slope(variable).mul_(gradient))
 
     def movement(self, variable: Tensor, step: Tensor) -> float:
         """Root mean square of the slope times P step."""
@@ -103,12 +104,16 @@ class Sigmoid:
 
     def _slope(self, variable: Tensor) -> Tensor:
         picture = self.picture(variable)
-        return picture * (1 - picture)
+        return torch.addcmul(picture, picture, picture, value=-1)
 
     def _precondition(self, plane: Tensor) -> Tensor:
+        """P times a plane [1, 3, H, W], one channel after the other: spectra of large pictures are large."""
         if self._spectrum is None:
             return plane
-        filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(plane) * self._spectrum, s=self._size)
+        filtered = torch.empty_like(plane)
+        for channel in range(plane.shape[1]):
+            spectrum = torch.fft.rfft2(plane[0, channel]) * self._spectrum
+            filtered[0, channel] = torch.fft.irfft2(spectrum, s=self._size)
         return filtered
 
 

@@ -298,13 +298,14 @@ class Pyramid:
 
         The picture has the size of level `finest`, lies in [0, 1] and is float32 (or float64) on the network's device.
         """
-        gradient = torch.zeros_like(picture)
-        terms = []
-        for level in self.levels:
-            if finest is None or level.level <= finest:
-                term, part = self._evaluate_level(picture, level)
-                terms.append(term)
-                gradient += part
+        levels = [level for level in self.levels if finest is None or level.level <= finest]
+        # The finest level first: it needs the most memory, and no sum is held beside it yet.
+        term, gradient = self._evaluate_level(picture, levels[-1])
+        terms = [term]
+        for level in reversed(levels[:-1]):
+            term, part = self._evaluate_level(picture, level)
+            terms.insert(0, term)
+            gradient += part
         return PyramidLoss(self._total(terms), tuple(terms), gradient)
 
     def _evaluate_level(self, picture: Tensor, level: _Level) -> tuple[LevelLoss, Tensor]:
