@@ -146,33 +146,34 @@ class _Lbfgs:
     def trials(self) -> Iterator[None]:
         """Evaluates one point after the other until one is accepted; ends without where there is none to be found."""
         if self._memory:
-            direction = self._memory.direction(self.gradient)
-            yield from self._shorten(direction, _QUASI_NEWTON_TRIALS)
+            target = self._memory.direction(self.gradient).add_(self.point)
+            yield from self._shorten(target, _QUASI_NEWTON_TRIALS)
             if self._accepted:
                 return
             self._memory.clear()
         steepest = -self.gradient
-        yield from self._shorten(self._step_length(self.point, steepest) * steepest, _STEEPEST_TRIALS)
+        target = torch.add(self.point, steepest, alpha=self._step_length(self.point, steepest))
+        del steepest  # a large picture's vectors are large
+        yield from self._shorten(target, _STEEPEST_TRIALS)
 
-    def _shorten(self, step: Tensor, trials: int) -> Iterator[None]:
-        """Tries the step and ever shorter ones, until one is accepted or moves nothing any more."""
+    def _shorten(self, target: Tensor, trials: int) -> Iterator[None]:
+        """Tries the target and points ever closer, until one is accepted or is where the optimisation stands."""
         self._accepted = False
         for _ in range(trials):
-            if torch.equal(self.point + step, self.point):
+            if torch.equal(target, self.point):
                 return
-            self._accepted = self._try(step)
+            self._accepted = self._try(target)
             yield
             if self._accepted:
                 return
-            step = _SHORTER * step
+            target = self.point.lerp(target, _SHORTER)
 
-    def _try(self, step: Tensor) -> bool:
-        point = self.point + step
+    def _try(self, point: Tensor) -> bool:
         loss, gradient = self._evaluate(point)
         self.evaluations += 1
         if not (math.isfinite(loss) and loss <= max(self._recent) and bool(gradient.isfinite().all())):
             return False
-        self._memory.remember(step, gradient - self.gradient)
+        self._memory.remember(point - self.point, gradient - self.gradient)
         self.point, self.loss, self.gradient = point, loss, gradient
         self.iteration += 1
         self._recent.append(loss)

@@ -238,7 +238,7 @@ class Transfer:
             if found is not None and number < found.stage:
                 continue
             if found is not None:
-                stage = _Stage(self, number, found.start.to(self.device), _Spent(*found.before), found)
+                stage = _Stage(self, number, _unpacked(found.start.to(self.device)), _Spent(*found.before), found)
                 found = None
             else:
                 stage = _Stage(self, number, self._start_of(number, picture), before)
@@ -270,6 +270,8 @@ class Transfer:
         """The picture that a stage begins with, given the one that the stage before ended with."""
         size = self._size_at(self._stage_levels[stage])
         start = resize(self.starting_picture.to(self.device), size).clamp(0, 1)
+        if stage == len(self._stage_levels) - 1:
+            del self.starting_picture  # as large as the result, and not needed again
         if before is None:
             return start
         smaller = (before.shape[2], before.shape[3])
@@ -360,6 +362,15 @@ def _starting_picture(
     return picture.clamp(0, 1)
 
 
+def _packed(picture: Tensor) -> Tensor:
+    """A picture in [0, 1] in 16 bit, for what is held beside an optimisation; rounded as no eye can tell."""
+    return (picture * 65535 - 32768).round().to(torch.int16)
+
+
+def _unpacked(integers: Tensor) -> Tensor:
+    return (integers.float() + 32768) / 65535
+
+
 class _Stage:
     """One stage: the optimisation of a picture of one size."""
 
@@ -369,10 +380,10 @@ class _Stage:
         self._transfer = transfer
         self._number = number
         self._level = transfer._stage_levels[number]
-        self._start = start
+        self._start = _packed(start)
         self._before = before
         self._resumed = resumed
-        self._rule = transfer._rule(start)
+        self._rule = transfer._rule(_unpacked(self._start))
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
         self._losses = {} if resumed is None else dict(resumed.losses)
         self._total = 0.0  # of the latest evaluation, accepted or not
