@@ -22,7 +22,7 @@ from core.errors import UserError
 from core.images import Size
 from core.parametrisation import Parametrisation
 
-_FEATHER = 1 / 128
+_FEATHER = 1 / 64
 """Standard deviation of the soft rim of a protected region, as a share of the picture's shorter side."""
 _LEAST_AREA = 1e-4
 """A mask that covers a smaller share of the picture is taken for an empty one."""

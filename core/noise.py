@@ -108,7 +108,8 @@ def _choice(level: NoiseLevel, shares: Tensor, generator: torch.Generator) -> Te
     likely = _proportions(F.interpolate(shares, size=(drawn.shape[2], drawn.shape[3]), mode="area"))
     number = (drawn > likely.cumsum(0)).sum(0).clamp_max(len(shares) - 1)
     spots = F.one_hot(number[0], len(shares)).permute(2, 0, 1)[:, None].to(shares)
-    chosen = F.interpolate(spots, size=size, mode="bilinear") * shares
+    around, chosen = (F.interpolate(cells, size=size, mode="bilinear") for cells in (likely, spots))
+    chosen = chosen * _proportions(shares) / around.clamp_min(_LEAST_SHARE)
     present = chosen.sum(0, keepdim=True) > _LEAST_SHARE
     return _proportions(torch.where(present, chosen, shares))
 

@@ -328,3 +328,83 @@ def test_content_and_style_are_left_alone() -> None:
     content, style = CONTENT.clone(), STYLE.clone()
     noise.blend(config.load("final").noise, content, style, seeded())
     assert torch.equal(content, CONTENT) and torch.equal(style, STYLE)
+
+
+# ── The same pattern at every size, and several styles ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("preset", ["final", "style-noise", "spots-16"])
+def test_a_seed_gives_the_same_spots_at_every_size(preset: str) -> None:
+    """A small trial shows the pattern that the large picture will have; only the grain is as fine as the pixels."""
+    chosen = config.load(preset).noise
+    found = []
+    for side in (128, 512):
+        seeds = noise._generators(seeded(5), len(chosen.levels))
+        maps = [
+            noise_map(level, (side, side * 3 // 2), STYLE, GREY, own)
+            for level, own in zip(chosen.levels, seeds, strict=True)
+            if level.grain is None
+        ]
+        found.append(torch.cat([reference.resize(one, (64, 96)) for one in maps]))
+    assert float((found[0] - found[1]).abs().mean()) < 0.01
+    assert float(found[0].std()) > 0.1
+
+
+def test_levels_do_not_disturb_each_other() -> None:
+    """What one level draws does not depend on how much another draws: a grain of other size leaves the spots alone."""
+    fine, coarse = (
+        blend(
+            settings(NoiseLevel(grain=g, centre=0, edge=0), NoiseLevel(spots=9), gradient_weight=0),
+            flat(),
+            STYLE,
+            seeded(),
+        )
+        for g in (1, 7)
+    )
+    assert torch.equal(fine, coarse)
+
+
+RED, BLUE = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+RED[:, 0], BLUE[:, 2] = 1, 1
+
+
+@pytest.mark.parametrize("level", [NoiseLevel(spots=9), NoiseLevel(grain=1), NoiseLevel(constant=True)])
+def test_no_spot_reaches_into_a_region_of_another_style(level: NoiseLevel) -> None:
+    left = torch.zeros(1, 1, 60, 90)
+    left[..., :45] = 1
+    found = noise_map(level, (60, 90), noise.Mixture((RED, BLUE), torch.cat([left, 1 - left])), GREY, seeded())
+    torch.testing.assert_close(found[..., :45], RED[..., :1, :1].expand(1, 3, 60, 45))
+    torch.testing.assert_close(found[..., 45:], BLUE[..., :1, :1].expand(1, 3, 60, 45))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_spots_are_shared_out_by_the_styles_shares(weight: float) -> None:
+    shares = torch.cat([torch.full((1, 1, 200, 300), weight), torch.full((1, 1, 200, 300), 1 - weight)])
+    found = noise_map(NoiseLevel(grain=2), (200, 300), noise.Mixture((RED, BLUE), shares), GREY, seeded())
+    assert float(found[:, 0].mean()) == pytest.approx(weight, abs=0.02)
+    assert float(found.sum(1).mean()) == pytest.approx(1, abs=1e-5)
+    pure = float(((found[:, 0] - 0.5).abs() > 0.4).float().mean())
+    assert pure > 0.3, "a spot should be of one style, not of a mixture of both"
+
+
+def test_where_no_style_is_there_is_no_noise() -> None:
+    left = torch.zeros(1, 1, 120, 160)
+    left[..., :80] = 1
+    found = blend(config.load("final").noise, CONTENT, noise.Mixture((STYLE,), left), seeded())
+    assert torch.equal(found[..., 80:], CONTENT[..., 80:])
+    assert float((found[..., :80] - CONTENT[..., :80]).abs().mean()) > 0.05
+
+
+def test_a_mixture_of_one_style_everywhere_is_that_style() -> None:
+    chosen = config.load("final").noise
+    mixture = noise.Mixture((STYLE,), torch.ones(1, 1, 120, 160))
+    torch.testing.assert_close(blend(chosen, CONTENT, mixture, seeded()), blend(chosen, CONTENT, STYLE, seeded()))
+
+
+def test_noise_alone_lies_on_the_mean_colours_of_the_regions() -> None:
+    left = torch.zeros(1, 1, 60, 90)
+    left[..., :45] = 1
+    nothing = settings(NoiseLevel(spots=9, centre=0, edge=0))
+    found = noise_alone(nothing, (60, 90), noise.Mixture((RED, BLUE), torch.cat([left, 1 - left])), seeded())
+    assert torch.equal(found[..., 0, 0], torch.tensor([[1.0, 0, 0]]))
+    assert torch.equal(found[..., 0, -1], torch.tensor([[0.0, 0, 1]]))
