@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,10 @@ class Plain:
         self.step_seconds = step_seconds
         self.runs: list[tuple[str, int]] = []
         """Job and level of every run, in order."""
+        self.taken: list[Run] = []
+        """The same in full."""
+        self.steered: list[tuple[Mapping[str, Any], int]] = []
+        """New weights, and the iteration after which they came."""
         self.refuse: Exception | None = None
 
     def slots(self) -> list[Slot]:
@@ -82,6 +86,7 @@ class Plain:
         self, run: Run, device: str, checkpoint: bytes | None, remark: Callable[[str], None]
     ) -> Generator[Moment, None, Output]:
         self.runs.append((run.job_id, run.settings.levels))
+        self.taken.append(run)
         if self.refuse:
             raise self.refuse
         content, style = images.read(run.content).pixels, images.read(run.styles[0]).pixels
@@ -92,7 +97,10 @@ class Plain:
         for number in range(1, self.steps + 1):
             time.sleep(self.step_seconds)
             picture = small + (goal - small) * number / self.steps
-            yield Moment(_progress(run, number, self.steps, width, height), lambda: b"", _file(picture, "jpeg"))
+            progress = _progress(run, number, self.steps, width, height)
+            wishes: list[Mapping[str, Any]] = []
+            yield Moment(progress, lambda: b"", _file(picture, "jpeg"), wishes.append)
+            self.steered += [(changes, number) for changes in wishes]
         recipe = {"settings": run.settings.model_dump(mode="json")}
         return Output(images.encode(picture, recipe=recipe), "png", width, height)
 
@@ -177,11 +185,11 @@ class Lab:
         assert response.status == status, await response.text()
         return await response.json()
 
-    async def upload(self, *files: tuple[str, bytes], status: int = 201) -> Any:
+    async def upload(self, *files: tuple[str, bytes], status: int = 201, to: str = "pictures") -> Any:
         form = aiohttp.FormData(quote_fields=False)  # as browsers send names
         for name, data in files:
             form.add_field("picture", data, filename=name)
-        response = await self.client.post("/api/pictures", data=form, headers=self.headers)
+        response = await self.client.post(f"/api/{to}", data=form, headers=self.headers)
         assert response.status == status, await response.text()
         return await response.json()
 
@@ -189,7 +197,7 @@ class Lab:
         """A job of two uploaded pictures."""
         taken = await self.upload(("content.png", png()), ("style.png", png((0.1, 0.3, 0.9))))
         content, style = ({"id": each["id"], "title": each["title"]} for each in taken["pictures"])
-        body = {"content": content, "style": style, "wanted": {"level": level, **wanted}}
+        body = {"content": content, "styles": [style], "wanted": {"level": level, **wanted}}
         return await self.send("POST", "/api/jobs", body, 201)
 
     async def done(self, job_id: str) -> Any:

@@ -17,9 +17,10 @@ from core.studio.jobs import StorageError
 from tests.lab_doubles import QUICK, SMALL_TABLE, Lab, Plain, config_of, open_lab, png
 from ui.lab import api
 from ui.lab.api import OPERATIONS, STUDIO
-from ui.lab.messages import JobDetail, Problem, WantedSettings
+from ui.lab.messages import JobDetail, Problem
 from ui.lab.networks import NETWORKS
 from ui.lab.openapi import Operation, document
+from ui.lab.requests import WantedSettings
 
 
 @pytest.fixture
@@ -87,10 +88,10 @@ async def test_answers_are_what_the_document_says(lab: Lab, operation: Operation
     ("method", "path", "body", "status"),
     [
         ("POST", "/api/jobs", {}, 422),
-        ("POST", "/api/jobs", {"content": {}, "style": {}}, 422),
-        ("POST", "/api/jobs", {"content": {"id": "0" * 24}, "style": {"id": "0" * 24}, "extra": 1}, 422),
-        ("POST", "/api/jobs", {"content": {"id": "0" * 24}, "style": {"id": "0" * 24}}, 404),
-        ("POST", "/api/jobs", {"content": {"id": "x"}, "style": {"id": "x"}}, 422),
+        ("POST", "/api/jobs", {"content": {}, "styles": [{}]}, 422),
+        ("POST", "/api/jobs", {"content": {"id": "0" * 24}, "styles": [{"id": "0" * 24}], "extra": 1}, 422),
+        ("POST", "/api/jobs", {"content": {"id": "0" * 24}, "styles": [{"id": "0" * 24}]}, 404),
+        ("POST", "/api/jobs", {"content": {"id": "x"}, "styles": [{"id": "x"}]}, 422),
         ("POST", "/api/tables", {"contents": [], "styles": []}, 422),
         ("POST", "/api/tables", {"contents": [{"sample": "coffee"}] * 17, "styles": [{"sample": "swirls"}]}, 422),
         ("GET", f"/api/jobs/{'0' * 24}", None, 404),
@@ -115,21 +116,22 @@ async def test_refusals_are_problems_too(lab: Lab, method: str, path: str, body:
 async def test_from_upload_to_picture(lab: Lab) -> None:
     (content,) = (await lab.upload(("My cat.PNG", png(height=96, width=128))))["pictures"]
     assert (content["title"], content["width"], content["height"]) == ("My cat", 128, 96)
-    wanted = {"level": 0, "strength": 2, "noise": 0.25, "seed": 11}
+    wanted = {"level": 0, "dials": {"content": 2.5, "noise": 2.5}, "seed": 11}
     references = {"contents": [{"id": content["id"]}], "styles": [{"sample": "swirls"}], "wanted": wanted}
     estimate = await lab.send("POST", "/api/estimate", references)
     assert estimate["pictures"] == 1 and (estimate["width"], estimate["height"]) == (341, 256)
     assert estimate["seconds"] is None and "not measured" in estimate["text"]
-    body = {"content": {"id": content["id"], "title": "My cat"}, "style": {"sample": "swirls"}, "wanted": wanted}
+    body = {"content": {"id": content["id"], "title": "My cat"}, "styles": [{"sample": "swirls"}], "wanted": wanted}
     job = await lab.send("POST", "/api/jobs", body, 201)
     done = await lab.done(job["id"])
     assert (done["state"], done["texts"]["title"]) == ("done", "My cat × Swirls")
     detail = JobDetail.model_validate(await lab.json(f"/api/jobs/{job['id']}"))
     final = config.load()
-    weight = final.loss.content_weight / 2
-    assert detail.settings == final.changed(
-        {"levels": 0, "seed": 11, "noise": {"strength": 0.25}, "loss": {"content_weight": weight}}
-    )
+    dialled = {
+        "noise": {"strength": final.noise.strength / 2},
+        "loss": {"content_weight": final.loss.content_weight / 10},
+    }
+    assert detail.settings == final.changed({"levels": 0, "seed": 11, **dialled})
     assert [line.after for line in detail.log] == ["queued", "running", "done"]
     assert [point.iteration for point in detail.losses] == [1, 2, 3]
     picture = images.read(await (await lab.get(done["download"])).read())
@@ -146,7 +148,7 @@ async def test_a_picture_that_was_made_here_brings_its_settings(lab: Lab) -> Non
     style = {"sample": "mosaic"}
     wanted = {"settings": again["settings"], "level": 0}
     repeated = await lab.send(
-        "POST", "/api/jobs", {"content": {"id": again["id"]}, "style": style, "wanted": wanted}, 201
+        "POST", "/api/jobs", {"content": {"id": again["id"]}, "styles": [style], "wanted": wanted}, 201
     )
     assert (await lab.json(f"/api/jobs/{repeated['id']}"))["settings"] == again["settings"]
 
@@ -158,7 +160,18 @@ async def test_settings_that_a_stranger_wrote_into_a_picture_are_checked(lab: La
 
 
 @pytest.mark.parametrize(
-    "wanted", [{"level": 4}, {"strength": 0}, {"noise": 2}, {"seed": -1}, {"network": "other"}, {"settings": {"x": 1}}]
+    "wanted",
+    [
+        {"level": 4},
+        {"dials": {"content": 11}},
+        {"dials": {"sharpness": 5}},
+        {"seed": -1},
+        {"network": "other"},
+        {"colour": "blue"},
+        {"settings": {"x": 1}},
+        {"experts": {"loss.tv_weight": "-1"}},
+        {"experts": {"loss.wieght": "1"}},
+    ],
 )
 async def test_settings_out_of_bounds(lab: Lab, wanted: dict[str, Any]) -> None:
     body = {"contents": [{"sample": "coffee"}], "styles": [{"sample": "swirls"}], "wanted": wanted}
@@ -224,7 +237,7 @@ async def test_a_full_queue_is_told(tmp_path: Path) -> None:
     async with open_lab(tmp_path, settings=QUICK.model_copy(update={"pending_per_owner": 1})) as lab:
         await lab.send("PUT", "/api/queue", {"paused": True})
         await lab.submit()
-        body = {"content": {"sample": "coffee"}, "style": {"sample": "swirls"}}
+        body = {"content": {"sample": "coffee"}, "styles": [{"sample": "swirls"}]}
         problem = await lab.send("POST", "/api/jobs", body, 429)
         assert problem["remedy"]
 

@@ -265,7 +265,7 @@ async def test_fifty_pages_and_two_hundred_pictures(tmp_path: Path) -> None:
     async with open_lab(tmp_path, backend=Plain(steps=1), settings=settings) as lab:
         taken = (await lab.upload(("a.png", _TINY), ("b.png", _TINY)))["pictures"]
         content, style = ({"id": each["id"]} for each in taken)
-        body = {"content": content, "style": style, "wanted": {"level": 0}}
+        body = {"content": content, "styles": [style], "wanted": {"level": 0}}
         streams = [await _open(lab) for _ in range(50)]
         listening = [asyncio.create_task(_hear_endings(stream, 200)) for stream in streams]
         jobs = await asyncio.gather(*(lab.send("POST", "/api/jobs", body, 201) for _ in range(200)))

@@ -233,7 +233,7 @@ async def test_pages_hold_no_inline_script_or_style_and_nothing_from_elsewhere(l
 
 async def test_methods_that_nobody_offered(lab: Lab) -> None:
     for method in ("PUT", "PATCH", "DELETE"):
-        response = await lab.client.request(method, "/new", headers=lab.headers)
+        response = await lab.client.request(method, "/pictures", headers=lab.headers)
         assert response.status == 405
         assert response.headers["Allow"] == "GET,HEAD"
 
@@ -263,7 +263,8 @@ async def test_stored_script_behind_a_real_picture(lab: Lab, tmp_path: Path) -> 
 async def test_stored_script_in_a_file_name(lab: Lab) -> None:
     name = '"><img src=x onerror=alert(1)>.png'
     content, style = (await lab.upload((name, png()), ("s.png", png())))["pictures"]
-    body = {side: {"id": each["id"], "title": each["title"]} for side, each in (("content", content), ("style", style))}
+    references = [{"id": each["id"], "title": each["title"]} for each in (content, style)]
+    body = {"content": references[0], "styles": references[1:]}
     job = await lab.send("POST", "/api/jobs", body, 201)
     for page in (job["page"], "/pictures"):
         assert "<img src=x" not in await lab.page(page)

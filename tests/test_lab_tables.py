@@ -14,7 +14,7 @@ from ui.lab import filling, shelf
 from ui.lab.api import STUDIO
 from ui.lab.board import BOARD, TABLE_OWNER
 from ui.lab.shelf import SHELF
-from ui.lab.tables import Head, TableConfig, read_config, recipe_of, table_of
+from ui.lab.tables import Head, Order, TableConfig, read_config, table_of
 
 
 @pytest.fixture(autouse=True)
@@ -116,10 +116,19 @@ def test_a_folder_stands_for_its_pictures() -> None:
 
 def test_recipes_differ_in_what_makes_a_picture_and_not_in_its_size() -> None:
     plain = Settings()
-    assert recipe_of(plain, "c", "s") == recipe_of(plain.changed({"levels": 3, "title": "T"}), "c", "s")
+
+    def recipe(settings: Settings, *inputs: str, **regions: Any) -> str:
+        return Order("content", ("style",), settings, "title", **regions).recipe(inputs)
+
+    assert recipe(plain, "c", "s") == recipe(plain.changed({"levels": 3, "title": "T"}), "c", "s")
     others = [plain.changed({"seed": 1}), plain.changed({"noise": {"strength": 0.1}})]
-    recipes = {recipe_of(each, "c", "s") for each in [plain, *others]} | {recipe_of(plain, "s", "c")}
-    assert len(recipes) == 4
+    recipes = {recipe(each, "c", "s") for each in [plain, *others]} | {recipe(plain, "s", "c")}
+    recipes |= {
+        recipe(plain, "c", "s", "t"),
+        recipe(plain, "c", "s", masks=("m",)),
+        recipe(plain, "c", "s", protect="m"),
+    }
+    assert len(recipes) == 7
 
 
 # ── Filling ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -68,6 +68,7 @@ TABLE |= {
         "core.images",
         "core.noise",
         "core.samples",
+        "core.steering",
         "core.studio",
         "core.transfer",
         "core.weights",

@@ -23,9 +23,16 @@ export async function send(method, path, body, options = {}) {
   return answer(await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), ...options }));
 }
 
-export async function upload(files) {
+async function sendFiles(path, files) {
   const form = new FormData();
   for (const file of files) form.append("picture", file, file.name || "Picture");
-  const response = await fetch("/api/pictures", { method: "POST", headers: { "X-CSRF-Token": token }, body: form });
-  return (await answer(response)).pictures;
+  return answer(await fetch(path, { method: "POST", headers: { "X-CSRF-Token": token }, body: form }));
+}
+
+export async function upload(files) {
+  return (await sendFiles("/api/pictures", files)).pictures;
+}
+
+export async function uploadMasks(files) {
+  return (await sendFiles("/api/masks", files)).masks;
 }

@@ -31,7 +31,13 @@ export class Chart {
     this.place = place;
     this.weights = weights;
     this.points = [];
+    this.marks = [];
     this.drawing = 0;
+  }
+
+  // Where the weights were changed on the way, and what they were from then on.
+  mark(steering) {
+    this.marks = steering.filter((each) => each.iteration !== null);
   }
 
   set(points) {
@@ -47,15 +53,16 @@ export class Chart {
   }
 
   // The weighted sum of a level's terms, as the optimisation sees them.
-  value(level) {
-    return this.weights.content_weight * level.content + this.weights.style_weight * level.style + this.weights.tv_weight * level.tv;
+  value(level, iteration) {
+    const { content_weight: content, style_weight: style } = this.marks.findLast((each) => each.iteration < iteration) ?? this.weights;
+    return content * level.content + style * level.style + this.weights.tv_weight * level.tv;
   }
 
   lines() {
     const lines = new Map();
     for (const point of this.points) {
       for (const level of point.levels) {
-        const value = this.value(level);
+        const value = this.value(level, point.iteration);
         if (value > 0) {
           if (!lines.has(level.level)) lines.set(level.level, []);
           lines.get(level.level).push([point.seconds, value]);
@@ -80,6 +87,7 @@ export class Chart {
     const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": this.summary(lines) });
     svg.append(...this.axes(x, y, end, low, high));
     for (const [level, points] of lines) svg.append(...this.line(level, points, x, y));
+    for (const each of this.marks) svg.append(...this.moment(each, x));
     this.place.replaceChildren(svg);
   }
 
@@ -97,6 +105,17 @@ export class Chart {
       parts.push(node("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
     }
     return parts;
+  }
+
+  moment(mark, x) {
+    const point = this.points.findLast((each) => each.iteration <= mark.iteration);
+    if (!point) return [];
+    const at = x(point.seconds).toFixed(1);
+    const line = node("line", { class: "mark", x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM });
+    line.append(node("title", {}, mark.text));
+    const words = mark.text.slice(mark.text.indexOf(": ") + 2);
+    const left = point.seconds > this.points.at(-1).seconds / 2;
+    return [line, node("text", { x: Number(at) + (left ? -4 : 4), y: TOP + 10, "text-anchor": left ? "end" : "start" }, words)];
   }
 
   line(level, points, x, y) {

@@ -5,6 +5,7 @@ import { Chart } from "./chart.js";
 import { complain } from "./messages.js";
 import { refresh } from "./refresh.js";
 import { listenToSlider } from "./slider.js";
+import { listenToSteering } from "./steer.js";
 import { fill } from "./work.js";
 
 export class JobPage {
@@ -22,18 +23,22 @@ export class JobPage {
     const button = this.host.querySelector("[data-delete]");
     button.hidden = false;
     button.addEventListener("click", () => this.remove());
+    const steering = this.host.querySelector("[data-steer]");
+    if (steering) listenToSteering(steering, this.host);
     this.draw().catch(complain);
   }
 
   async draw() {
     const detail = await get(`/api/jobs/${this.id}`);
     this.chart = new Chart(this.host.querySelector("[data-chart]"), detail.settings.loss);
+    this.chart.mark(detail.job.steering);
     this.chart.set(detail.losses);
   }
 
   take(view) {
     const before = this.host.dataset.state;
     fill(this.host, view);
+    this.chart?.mark(view.steering);
     if (view.loss !== null && view.state === "running") this.chart?.add(view);
     if (before !== view.state) refresh("[data-item]").then(() => this.furnish());
   }

@@ -2,6 +2,9 @@
 
 import { send, upload } from "./api.js";
 import { complain, tell } from "./messages.js";
+import { Regions } from "./regions.js";
+import { Sweep } from "./sweep.js";
+import { Wanted } from "./wanted.js";
 
 const ESTIMATE_MS = 250;
 
@@ -10,8 +13,10 @@ const start = form.querySelector("[data-start]");
 const estimate = form.querySelector("[data-estimate]");
 const zones = Object.fromEntries([...form.querySelectorAll("[data-zone]")].map((zone) => [zone.dataset.zone, zone]));
 const chosen = { content: [], style: [] };
-const turned = new Set(); // dials that were touched; the others stay as the preset has them
-let base = form.dataset.like ? JSON.parse(form.dataset.like) : null;
+const mostStyles = Number(form.dataset.mostStyles);
+const wanted = new Wanted(form);
+const regions = new Regions(form.querySelector("[data-regions]"));
+const sweep = new Sweep(form.querySelector("[data-sweep]"), order);
 let asking = null;
 let timer = 0;
 
@@ -50,6 +55,11 @@ function card(kind, picture) {
   button.setAttribute("aria-label", `Leave out ${picture.title}`);
   button.addEventListener("click", () => remove(kind, picture));
   item.append(button);
+  if (kind === "style") {
+    const counts = Object.assign(document.createElement("div"), { className: "counts" });
+    counts.append(number("weight", "Weight", picture, { min: 0 }), number("scale", "Scale", picture, { min: 0.25, max: 4 }));
+    item.append(counts);
+  }
   return item;
 }
 
@@ -105,69 +115,76 @@ document.addEventListener("paste", (event) => {
   take(document.activeElement?.closest("[data-zone]")?.dataset.zone ?? firstEmpty(), event.clipboardData.files);
 });
 
+// Several styles
+
+function isTogether() {
+  return chosen.style.length > 1 && form.elements.mix.value === "together";
+}
+
+// The styles of one picture, each with how it counts.
+function styleReference(picture) {
+  return { ...reference(picture), weight: picture.weight ?? 1, scale: picture.scale ?? 1 };
+}
+
+function number(name, title, picture, limits) {
+  const label = Object.assign(document.createElement("label"), { className: name, textContent: title });
+  const input = Object.assign(document.createElement("input"), { type: "number", step: "any", value: picture[name] ?? 1, ...limits });
+  input.setAttribute("aria-label", `${title} of ${picture.title}`);
+  input.addEventListener("input", () => { picture[name] = Number(input.value); });
+  label.append(input);
+  return label;
+}
+
 // Settings
 
 function restore(picture) {
-  base = picture.settings;
-  turned.clear();
-  const preset = form.elements.preset;
-  if (!preset.querySelector('option[value=""]')) preset.prepend(new Option("As in the picture", ""));
-  preset.value = "";
-  form.elements.level.value = String(Math.min(base.levels, 3));
-  form.elements.noise.value = base.noise.strength;
-  form.elements.seed.value = base.seed;
-  form.elements.strength.value = 0;
-  const networks = [...form.elements.network.options].map((option) => option.value);
-  form.elements.network.value = networks.includes(base.network) ? base.network : "auto";
+  wanted.restore(picture.settings);
   tell(`Settings restored from ${picture.title}.`);
   changed();
 }
 
-function strength() {
-  return 10 ** Number(form.elements.strength.value);
-}
-
-function wanted() {
-  const fields = form.elements;
-  const settings = { level: Number(fields.level.value), strength: strength() };
-  if (fields.preset.value) settings.preset = fields.preset.value;
-  else settings.settings = base;
-  if (turned.has("noise")) settings.noise = Number(fields.noise.value);
-  if (turned.has("seed") && fields.seed.value) settings.seed = Number(fields.seed.value);
-  if (turned.has("network")) settings.network = fields.network.value;
-  return settings;
-}
-
-function describe() {
-  form.querySelector('[data-for="strength"]').textContent = `× ${strength().toPrecision(2)}`;
-  const noise = form.elements.preset.value && !turned.has("noise") ? "as the preset" : `${Math.round(100 * form.elements.noise.value)} %`;
-  form.querySelector('[data-for="noise"]').textContent = noise;
-}
-
-form.addEventListener("input", (event) => {
-  turned.add(event.target.name);
-  changed();
-});
+form.addEventListener("input", changed);
 
 // Estimate and start
 
 function request() {
-  return { contents: chosen.content.map(reference), styles: chosen.style.map(reference), wanted: wanted() };
+  const mix = chosen.style.length === 1 || isTogether();
+  return { contents: chosen.content.map(reference), styles: chosen.style.map(styleReference), mix, wanted: wanted.read() };
+}
+
+// What one picture is asked for with; `whole`: with the regions, which are sent for it.
+function order(whole = false) {
+  const { contents, styles, mix, wanted: settings } = request();
+  if (contents.length !== 1 || !styles.length || !mix) return null;
+  return whole ? withRegions(contents[0], styles, settings) : { content: contents[0], styles, wanted: settings };
+}
+
+async function withRegions(content, styles, settings) {
+  const { masks, protect } = await regions.send(chosen.style);
+  const painted = styles.map((style, number) => (masks[number] ? { ...style, mask: masks[number] } : style));
+  return { content, styles: painted, protect, film: form.elements.film.checked, wanted: settings };
 }
 
 function changed() {
-  describe();
+  wanted.describe();
   clearTimeout(timer);
   asking?.abort();
   start.disabled = true;
+  const several = chosen.style.length > 1;
+  zones.style.querySelector("[data-mix]").hidden = !several;
+  zones.style.classList.toggle("together", isTogether());
+  regions.show(chosen.content, chosen.style, isTogether());
   const missing = [["content", "a content"], ["style", "a style"]].filter(([kind]) => !chosen[kind].length).map(([, name]) => name);
-  const count = chosen.content.length * chosen.style.length;
+  const count = chosen.content.length * (isTogether() ? 1 : chosen.style.length);
   start.textContent = count > 1 ? `Begin ${count} pictures` : "Begin";
+  sweep.ask();
   if (missing.length) {
     estimate.textContent = `Choose ${missing.join(" and ")}.`;
-    return;
+  } else if (isTogether() && chosen.style.length > mostStyles) {
+    estimate.textContent = `One picture has at most ${mostStyles} styles. Leave out ${chosen.style.length - mostStyles}.`;
+  } else {
+    timer = setTimeout(ask, ESTIMATE_MS);
   }
-  timer = setTimeout(ask, ESTIMATE_MS);
 }
 
 async function ask() {
@@ -184,11 +201,8 @@ form.addEventListener("submit", async (event) => {
   event.preventDefault();
   start.disabled = true;
   try {
-    const { contents, styles, wanted: settings } = request();
-    const single = contents.length === 1 && styles.length === 1;
-    const made = single
-      ? await send("POST", "/api/jobs", { content: contents[0], style: styles[0], wanted: settings })
-      : await send("POST", "/api/tables", { contents, styles, wanted: settings });
+    const single = await order(true);
+    const made = single ? await send("POST", "/api/jobs", single) : await send("POST", "/api/tables", request());
     location.assign(made.page);
   } catch (error) {
     complain(error);

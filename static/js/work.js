@@ -32,6 +32,12 @@ const fillers = {
   steps(element, view) { element.textContent = view.texts.steps; },
   size(element, view) { element.textContent = view.texts.size; },
   note(element, view) { element.textContent = view.texts.note; },
+  steering(element, view) {
+    const told = view.steering.map((each) => each.text);
+    if (element.dataset.told === told.join("\n")) return;
+    element.dataset.told = told.join("\n");
+    element.replaceChildren(...told.map((textContent) => Object.assign(document.createElement("li"), { textContent })));
+  },
 };
 
 export function fill(host, view) {
@@ -48,13 +54,19 @@ export function fill(host, view) {
   if (before !== view.state && ENDINGS.has(view.state) && before !== "none") announceEnd(view);
 }
 
+// What goes with an action; a sweep says at which size its pictures are made large.
+const bodies = {
+  cancel: (attempt) => ({ attempt: Number(attempt) }),
+  enlarge: () => ({ level: Number(document.querySelector("[data-enlarge-level]")?.value) || null }),
+};
+
 // Buttons work by delegation, so that cells which come later have them too.
 export function listenToButtons(onAnswer) {
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-action]");
     if (!button) return;
     const { job, attempt } = button.closest("[data-job]").dataset;
-    const body = button.dataset.action === "cancel" ? { attempt: Number(attempt) } : undefined;
+    const body = bodies[button.dataset.action]?.(attempt);
     button.disabled = true;
     try {
       onAnswer(await send("POST", `/api/jobs/${job}/${button.dataset.action}`, body), button);

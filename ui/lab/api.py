@@ -6,33 +6,30 @@ import re
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from core import __version__, config
 from core.errors import SettingsError, UserError
 from core.studio import Job, JobState, Studio
 from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError
-from ui.lab import events, security
-from ui.lab.board import BOARD, LAB_OWNER, OWNERS, QueueView, Wanted
+from ui.lab import events, own_tables, security, steering
+from ui.lab.board import BOARD, LAB_OWNER, OWNERS, QueueView, Regions, Wanted
 from ui.lab.messages import (
-    Attempt,
     CsrfToken,
     EstimateView,
     Health,
     JobDetail,
     JobList,
-    JobRequest,
+    MaskList,
+    MaskView,
     Nothing,
-    PictureRef,
     PresetList,
     PresetView,
     Problem,
-    QueueRequest,
     SampleList,
     SampleView,
     TableList,
     TableName,
-    TableRequest,
     TableView,
     UploadList,
     UploadView,
@@ -40,6 +37,18 @@ from ui.lab.messages import (
 from ui.lab.metrics import METRICS
 from ui.lab.networks import NETWORKS, NetworkView
 from ui.lab.openapi import FORM, Operation, document
+from ui.lab.requests import (
+    Attempt,
+    EnlargeRequest,
+    EstimateRequest,
+    JobRequest,
+    PictureRef,
+    QueueRequest,
+    SteerRequest,
+    SweepRequest,
+    TableRequest,
+    understand,
+)
 from ui.lab.shelf import SHELF
 from ui.lab.shown import LARGEST_LEVEL, JobView, duration, job_view, memory
 from ui.lab.tables import Table
@@ -66,8 +75,7 @@ async def list_jobs(request: web.Request) -> JobList:
 
 async def create_job(request: web.Request, body: JobRequest) -> JobView:
     """Puts one picture into the queue."""
-    content, style = await _wanted(request, body.content), await _wanted(request, body.style)
-    return job_view(await request.app[BOARD].submit(content, style, body.wanted.resolved()))
+    return job_view(await submit_job(request, body))
 
 
 async def show_job(request: web.Request) -> JobDetail:
@@ -109,19 +117,32 @@ async def retry_job(request: web.Request) -> JobView:
     return job_view(await request.app[STUDIO].retry((await _job(request)).id))
 
 
-async def enlarge_job(request: web.Request) -> JobView:
-    """Asks for the same picture at the next level."""
+async def enlarge_job(request: web.Request, body: EnlargeRequest) -> JobView:
+    """Asks for the same picture, with the same seed and noise, at the next level or another one above."""
     job = await _job(request)
-    if job.state is not JobState.DONE or job.settings.levels >= LARGEST_LEVEL:
-        raise JobStateError("this picture can't be enlarged", "Wait until it is done, or it is at the last level")
-    return job_view(await request.app[BOARD].enlarge(job))
+    level = job.settings.levels + 1 if body.level is None else body.level
+    if job.state is not JobState.DONE or not job.settings.levels < level <= LARGEST_LEVEL:
+        raise JobStateError("this picture can't be enlarged", "Wait until it is done, and choose a larger size")
+    return job_view(await request.app[BOARD].enlarge(job, level))
 
 
-async def estimate(request: web.Request, body: TableRequest) -> EstimateView:
+async def steer_job(request: web.Request, body: SteerRequest) -> JobView:
+    """Gives a picture that is being painted other weights; it goes on with them from where it is."""
+    job = await _job(request)
+    wish = steering.wish_of(job, body.dials, body.weights)
+    return job_view(await request.app[STUDIO].steer(job.id, body.attempt, wish.changes, wish.text))
+
+
+async def estimate(request: web.Request, body: EstimateRequest) -> EstimateView:
     """What pictures would need, before anything is started."""
-    content, style = await _wanted(request, body.contents[0]), await _wanted(request, body.styles[0])
-    found = await request.app[STUDIO].estimate(body.wanted.resolved(), content.input, [style.input])
-    count = len(body.contents) * len(body.styles)
+    column = body.columns[0]
+    content, *styles = [await _wanted(request, picture) for picture in (body.contents[0], *column)]
+    inputs = [style.input for style in styles]
+    masks = [style.mask for style in column]
+    found = await request.app[STUDIO].estimate(
+        body.wanted.resolved(column), content.input, inputs, masks=masks, protect=body.protect
+    )
+    count = len(body.contents) * len(body.columns) * body.times
     seconds = None if found.seconds is None else count * found.seconds
     took = "time not measured yet" if seconds is None else f"about {duration(seconds)}"
     number = "" if count == 1 else f"{count} pictures · "
@@ -157,6 +178,24 @@ async def upload_pictures(request: web.Request) -> UploadList:
     return UploadList(pictures=tuple(views))
 
 
+async def upload_masks(request: web.Request) -> MaskList:
+    """Takes regions in: grey pictures, white inside, as a form whose parts are files called `picture`."""
+    views = []
+    for mask in await request.app[UPLOADS].receive_masks(request):
+        input_id = await request.app[STUDIO].add_input(LAB_OWNER, mask.data)
+        views.append(
+            MaskView(
+                id=input_id,
+                title=mask.title,
+                width=mask.width,
+                height=mask.height,
+                share=mask.share,
+                thumbnail=f"/media/inputs/{input_id}/320.jpg?v=1",
+            )
+        )
+    return MaskList(masks=tuple(views))
+
+
 async def list_samples(request: web.Request) -> SampleList:
     """The pictures to choose from."""
     shelf = request.app[SHELF]
@@ -180,10 +219,27 @@ async def list_tables(request: web.Request) -> TableList:
 
 
 async def create_table(request: web.Request, body: TableRequest) -> TableName:
-    """Puts every content in every style into the queue, as a table."""
+    """Puts every content in every style, or in all of them together, into the queue, as a table."""
     contents = [await _wanted(request, picture) for picture in body.contents]
-    styles = [await _wanted(request, picture) for picture in body.styles]
-    return _table_name(await request.app[BOARD].add_table(contents, styles, body.wanted.resolved()))
+    columns = []
+    for column in body.columns:
+        styles = [await _wanted(request, style) for style in column]
+        columns.append(own_tables.column([style.pair for style in styles], body.wanted.resolved(column)))
+    asked = own_tables.gallery([content.pair for content in contents], columns)
+    return _table_name(await request.app[BOARD].add_table(asked))
+
+
+async def create_sweep(request: web.Request, body: SweepRequest) -> TableName:
+    """Puts one picture under several values of one or two settings into the queue, as a table."""
+    content, *styles = [await _wanted(request, picture) for picture in (body.content, *body.styles)]
+    settings = body.resolved()
+    rows, columns = (
+        own_tables.variants(settings, len(styles), axis.setting, axis.values) if axis else [] for axis in body.axes
+    )
+    asked = own_tables.sweep(
+        content.pair, [style.pair for style in styles], settings, rows, columns, body.masks, body.protect
+    )
+    return _table_name(await request.app[BOARD].add_table(asked))
 
 
 async def show_table(request: web.Request) -> TableView:
@@ -251,6 +307,15 @@ async def openapi(request: web.Request) -> web.Response:
 # ── Pieces of handlers ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def submit_job(request: web.Request, body: JobRequest) -> Job:
+    """The job that a request asks for."""
+    content, *styles = [await _wanted(request, picture) for picture in (body.content, *body.styles)]
+    regions = Regions(body.masks, body.protect)
+    return await request.app[BOARD].submit(
+        content, styles, body.resolved(), regions, dials=body.wanted.dials, film=body.film
+    )
+
+
 async def _job(request: web.Request) -> Job:
     return await request.app[BOARD].job(request.match_info["id"])
 
@@ -295,14 +360,17 @@ OPERATIONS = (
     Operation("POST", "/api/jobs/{id}/pause", pause_job, JobView),
     Operation("POST", "/api/jobs/{id}/resume", resume_job, JobView),
     Operation("POST", "/api/jobs/{id}/retry", retry_job, JobView),
-    Operation("POST", "/api/jobs/{id}/enlarge", enlarge_job, JobView, None, 201),
-    Operation("POST", "/api/estimate", estimate, EstimateView, TableRequest),
+    Operation("POST", "/api/jobs/{id}/enlarge", enlarge_job, JobView, EnlargeRequest, 201),
+    Operation("POST", "/api/jobs/{id}/steer", steer_job, JobView, SteerRequest),
+    Operation("POST", "/api/estimate", estimate, EstimateView, EstimateRequest),
     Operation("POST", "/api/pictures", upload_pictures, UploadList, FORM, 201),
+    Operation("POST", "/api/masks", upload_masks, MaskList, FORM, 201),
     Operation("GET", "/api/samples", list_samples, SampleList),
     Operation("GET", "/api/presets", list_presets, PresetList),
     Operation("GET", "/api/tables", list_tables, TableList),
     Operation("POST", "/api/tables", create_table, TableName, TableRequest, 201),
     Operation("GET", "/api/tables/{name}", show_table, TableView),
+    Operation("POST", "/api/sweeps", create_sweep, TableName, SweepRequest, 201),
     Operation("GET", "/api/queue", show_queue, QueueView),
     Operation("PUT", "/api/queue", change_queue, QueueView, QueueRequest),
     Operation("GET", "/api/network", show_network, NetworkView),
@@ -334,17 +402,15 @@ def _handler(operation: Operation) -> Callable[[web.Request], Awaitable[web.Stre
 
 
 async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    if not request.can_read_body and not any(field.is_required() for field in model.model_fields.values()):
+        return model()
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="Send JSON.")
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            return model.model_validate_json(await request.read())
+            return understand(model, await request.read())
     except TimeoutError:
         raise web.HTTPRequestTimeout(text=f"Sending took more than {_BODY_SECONDS:g} seconds.") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise SettingsError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def json_response(model: BaseModel, *, status: int = 200) -> web.Response:

@@ -5,7 +5,7 @@ Jobs find their cells by tags, so that nothing else has to be kept of the tables
 
 import asyncio
 import contextlib
-import time
+import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ from core.studio import Event, Job, JobState, Studio, Subscription
 from core.studio.jobs import NoSuchJobError, new_id
 from ui.lab.events import Feed, Message, Topic
 from ui.lab.networks import Networks
+from ui.lab.own_tables import OwnTable
 from ui.lab.shelf import Shelf
 from ui.lab.shown import CellView, Model, job_view
-from ui.lab.tables import FOLDER, Column, Head, LabConfig, Table, TableConfig, recipe_of, table_of
+from ui.lab.tables import FOLDER, Head, LabConfig, Order, Table, TableConfig, table_of
 
 TABLE_OWNER = "table"
 """Of the pictures that the lab begins by itself; they take turns with those that people ask for."""
@@ -64,6 +65,22 @@ class Wanted:
 
     input: str
     title: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Both."""
+        return self.input, self.title
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where styles go, and what is to keep its content, by the ids of inputs."""
+
+    masks: tuple[str | None, ...] = ()
+    protect: str | None = None
+
+
+EVERYWHERE = Regions()
 
 
 class Board:
@@ -152,46 +169,77 @@ class Board:
 
     # Asking
 
-    async def submit(self, content: Wanted, style: Wanted, settings: Settings) -> Job:
+    async def submit(
+        self,
+        content: Wanted,
+        styles: Sequence[Wanted],
+        settings: Settings,
+        regions: Regions = EVERYWHERE,
+        *,
+        dials: Mapping[str, float] | None = None,
+        film: bool = False,
+    ) -> Job:
         """Asks for one picture.
+
+        Args:
+            content: What it shows.
+            styles: In which it is painted, all together.
+            settings: With which.
+            regions: Where.
+            dials: Where they stand, to be shown where they are turned on the way.
+            film: Whether to make a film of it.
 
         Raises:
             UserError: As `Studio.submit`.
         """
-        tags = {"content_title": content.title, "style_title": style.title}
-        return await self._studio.submit(LAB_OWNER, content.input, [style.input], settings, tags=tags)
+        tags = {"content_title": content.title, "style_title": _joined(styles)}
+        if dials:
+            tags["dials"] = json.dumps(dials)
+        return await self._studio.submit(
+            LAB_OWNER,
+            content.input,
+            [style.input for style in styles],
+            settings,
+            masks=regions.masks,
+            protect=regions.protect,
+            film=film,
+            tags=tags,
+        )
 
-    async def add_table(self, contents: Sequence[Wanted], styles: Sequence[Wanted], settings: Settings) -> Table:
-        """Asks for every content in every style, as a table of their own.
+    async def add_table(self, asked: OwnTable) -> Table:
+        """Asks for all pictures of a table.
 
         Raises:
             UserError: The first picture can't be made; then there is no table.
         """
-        await self._studio.estimate(settings, contents[0].input, [styles[0].input])
-        kept = {
-            "title": f"{_count(contents, 'content')} in {_count(styles, 'style')}",
-            "created": time.time(),
-            "contents": [[content.input, content.title] for content in contents],
-            "styles": [[style.input, style.title] for style in styles],
-            "settings": settings.model_dump(mode="json"),
-            "asked": False,
-        }
+        content, *styles = asked.first
+        await self._studio.estimate(
+            asked.columns[0].settings, content, styles, masks=asked.masks, protect=asked.protect
+        )
         name = f"t-{new_id()[:12]}"
+        kept = asked.model_dump(mode="json")
         await self._studio.records.put(_SPACE, name, kept)
         table = self._keep(name, kept)
         self.wanting.set()
         return table
 
-    async def enlarge(self, job: Job) -> Job:
-        """Asks for the same picture at the next level.
+    async def enlarge(self, job: Job, level: int) -> Job:
+        """Asks for the same picture at a larger level, with the weights that it ended with.
 
         Raises:
             UserError: As `Studio.submit`.
         """
-        settings = job.settings.changed({"levels": job.settings.levels + 1})
-        key = f"enlarged {job.id} {job.attempt}"
         return await self._studio.submit(
-            LAB_OWNER, job.content, job.styles, settings, start=job.start, key=key, tags=job.tags
+            LAB_OWNER,
+            job.content,
+            job.styles,
+            job.steered_settings.changed({"levels": level}),
+            start=job.start,
+            masks=job.masks,
+            protect=job.protect,
+            film=job.film,
+            key=f"enlarged {job.id} {job.attempt} {level}",
+            tags=job.tags,
         )
 
     # For whoever fills the tables
@@ -248,16 +296,15 @@ class Board:
 
     def _keep(self, name: str, kept: Mapping[str, Any]) -> Table:
         """A table that someone asked for."""
-        settings = Settings.model_validate(kept["settings"])
-        rows = tuple(Head(input_id, title, input_id) for input_id, title in kept["contents"])
-        heads = [Head(input_id, title, input_id) for input_id, title in kept["styles"]]
-        columns = tuple(Column(head, settings, head.title) for head in heads)
-        for head in (*rows, *heads):
-            self._shelf.adopt(head.picture)
-        self.tables[name] = Table(name, kept["title"], "", settings.levels, rows, columns, own=True)
+        table = OwnTable.model_validate(kept).table(name)
+        for picture in {
+            picture for row in table.rows for column in table.columns for picture in (row.picture, *column.styles)
+        }:
+            self._shelf.adopt(picture)
+        self.tables[name] = table
         if not kept["asked"]:
             self._new[name] = kept
-        return self.tables[name]
+        return table
 
     def _arranged(self, wanted: TableConfig) -> Table:
         pictures = self._shelf.pictures
@@ -332,8 +379,8 @@ class Board:
         return current, [job for job in jobs if job not in current]
 
     def _outdated_in(self, key: CellKey) -> Iterator[Job]:
-        head_and_column, recipe = self._find(key), self._recipe(key)
-        if head_and_column and recipe is None:  # its pictures aren't ready, so nobody knows
+        order, recipe = self._find(key), self._recipe(key)
+        if order and recipe is None:  # its pictures aren't ready, so nobody knows
             return
         for job in self._cells[key].values():
             if job.state.pending and job.owner == TABLE_OWNER and job.tags["recipe"] != recipe:
@@ -344,17 +391,18 @@ class Board:
         found = self._find(key)
         if found is None:
             return None
-        row, column = found
-        content, style = self._shelf.ready(row.picture), self._shelf.ready(column.head.picture)
-        return recipe_of(column.settings, content, style) if content and style else None
+        inputs = [self._shelf.ready(picture) for picture in found.pictures]
+        return found.recipe([name for name in inputs if name]) if all(inputs) else None
 
-    def _find(self, key: CellKey) -> tuple[Head, Column] | None:
+    def _find(self, key: CellKey) -> Order | None:
+        """What a cell is to show; none where there is no such cell."""
         name, row_key, column_key = key
         if name not in self.tables:
             return None
-        row = next((row for row in self.tables[name].rows if row.key == row_key), None)
-        column = next((column for column in self.tables[name].columns if column.head.key == column_key), None)
-        return (row, column) if row and column else None
+        table = self.tables[name]
+        row = next((row for row in table.rows if row.key == row_key), None)
+        column = next((column for column in table.columns if column.head.key == column_key), None)
+        return table.order(row, column) if row and column else None
 
 
 BOARD = web.AppKey("board", Board)
@@ -379,5 +427,5 @@ def _cell_of(job: Job) -> CellKey | None:
     return (tags["table"], tags["row"], tags["column"]) if "table" in tags else None
 
 
-def _count(wanted: Sequence[Wanted], noun: str) -> str:
-    return wanted[0].title if len(wanted) == 1 else f"{len(wanted)} {noun}s"
+def _joined(styles: Sequence[Wanted]) -> str:
+    return " + ".join(style.title for style in styles)

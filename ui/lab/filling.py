@@ -15,7 +15,7 @@ from core.studio import Studio
 from core.studio.jobs import QueueFullError
 from ui.lab.board import LAB_OWNER, TABLE_OWNER, Board
 from ui.lab.shelf import Shelf
-from ui.lab.tables import Column, Head, Table, recipe_of
+from ui.lab.tables import Column, Head, Table
 
 log = logging.getLogger(__name__)
 
@@ -104,8 +104,9 @@ class Filler:
         """
         key = (table.name, row.key, column.head.key)
         try:
-            content, style = await self._shelf.get(row.picture), await self._shelf.get(column.head.picture)
-            recipe = recipe_of(column.settings, content, style)
+            order = table.order(row, column)
+            content, *styles = [await self._shelf.get(picture) for picture in order.pictures]
+            recipe = order.recipe([content, *styles])
             name = "/".join((*key, recipe, str(level)))
             if name in self._asked or self._board.has(key, name):
                 return
@@ -115,11 +116,20 @@ class Filler:
                 "column": column.head.key,
                 "recipe": recipe,
                 "content_title": row.title,
-                "style_title": column.style_title,
+                "style_title": order.title,
             }
             owner = LAB_OWNER if table.own else TABLE_OWNER
-            settings = column.settings.changed({"levels": level})
-            await self._studio.submit(owner, content, [style], settings, key=name, tags=tags, pending=_MOST_PENDING)
+            await self._studio.submit(
+                owner,
+                content,
+                styles,
+                order.settings.changed({"levels": level}),
+                masks=order.masks,
+                protect=order.protect,
+                key=name,
+                tags=tags,
+                pending=_MOST_PENDING,
+            )
             self._asked.add(name)
         except QueueFullError:
             raise

@@ -8,23 +8,22 @@ import asyncio
 import re
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from core.config import Settings
 from core.studio import Job, Studio
+from core.studio.jobs import NoSuchJobError
 from ui.lab.shown import title
 from ui.lab.threads import in_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from core.transfer import Transfer
-
 WIDTHS = (320, 640, 1280, 2560)
-TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp", "gif": "image/gif", "mp4": "video/mp4"}
+FILMS = ("mp4", "webp", "gif")
 
 _CACHE_BYTES = 96 * 2**20
 _WORKERS = 2
@@ -103,13 +102,25 @@ class Media:
         async with self._workers:
             return await in_thread(_converted, data, format)
 
+    async def film(self, job: Job, kind: str) -> bytes:
+        """How a result came to be, as a file of this kind.
+
+        Raises:
+            NoSuchJobError: There is no film, or none of this kind.
+        """
+        path = await self._studio.film_path(job.id)
+        if path.suffix != f".{kind}":
+            raise NoSuchJobError(f"this film is a file of the kind {path.suffix[1:]}")
+        return await asyncio.to_thread(path.read_bytes)
+
     async def noise(self, job: Job) -> bytes:
         """The noise that a job's picture began with, on a plain ground, as a JPEG."""
-        return await self._drawn(job, "noise", _noise)
+        settings = job.settings.changed({"start": "noise"})
+        return await self._drawn("noise", job.model_copy(update={"settings": settings, "start": None}))
 
     async def start(self, job: Job) -> bytes:
         """The picture that a job's optimisation began with, as a JPEG."""
-        return await self._drawn(job, "start", _start)
+        return await self._drawn("start", job)
 
     async def _made(self, name: tuple[str, ...], load: Load, width: int) -> bytes:
         async def make() -> bytes:
@@ -119,12 +130,13 @@ class Media:
 
         return await self._cache.get(name, make)
 
-    async def _drawn(self, job: Job, kind: str, draw: "Callable[[Transfer], Tensor]") -> bytes:
+    async def _drawn(self, kind: str, job: Job) -> bytes:
+        """The starting picture of a job that is like this."""
+
         async def make() -> bytes:
-            names = [job.content, *job.styles, *([job.start] if job.start else [])]
-            pictures = [await self._studio.input_bytes(name) for name in names]
+            inputs = {name: await self._studio.input_bytes(name) for name in job.inputs}
             async with self._workers:
-                return await in_thread(_drawn, pictures, len(job.styles), job.settings, draw)
+                return await in_thread(_starting_picture, job, inputs)
 
         return await self._cache.get((kind, job.id), make)
 
@@ -174,24 +186,17 @@ def _converted(data: bytes, format: str) -> bytes:
     return images.encode(picture.pixels, format, alpha=picture.alpha, recipe=picture.recipe)
 
 
-def _drawn(pictures: list[bytes], styles: int, settings: Settings, draw: "Callable[[Transfer], Tensor]") -> bytes:
+def _starting_picture(job: Job, inputs: Mapping[str, bytes]) -> bytes:
     from core import images  # noqa: PLC0415
     from core.transfer import Transfer  # noqa: PLC0415
 
-    settings = settings.changed({"levels": min(settings.levels, _SHOWN_LEVEL)})
-    content, *others = [images.read(data).pixels for data in pictures]
-    start = others[styles] if len(others) > styles else None
-    return _jpeg(draw(Transfer(content, others[:styles], settings, device="cpu", start=start)), WIDTHS[2])
-
-
-def _noise(transfer: "Transfer") -> "Tensor":
-    import torch  # noqa: PLC0415
-
-    from core import noise  # noqa: PLC0415
-
-    generator = torch.Generator().manual_seed(transfer.settings.seed)
-    return noise.noise_alone(transfer.settings.noise, transfer.size, transfer.styles[0], generator)
-
-
-def _start(transfer: "Transfer") -> "Tensor":
-    return transfer.starting_picture
+    transfer = Transfer(
+        images.read(inputs[job.content]).pixels,
+        [images.read(inputs[style]).pixels for style in job.styles],
+        job.settings.changed({"levels": min(job.settings.levels, _SHOWN_LEVEL)}),
+        device="cpu",
+        start=images.read(inputs[job.start]).pixels if job.start else None,
+        masks=[images.read_mask(inputs[mask]) if mask else None for mask in job.masks],
+        protect=images.read_mask(inputs[job.protect]) if job.protect else None,
+    )
+    return _jpeg(transfer.starting_picture, WIDTHS[2])

@@ -1,105 +1,14 @@
-"""What the JSON interface takes and gives: models in which nothing undeclared gets in or out."""
+"""What the JSON interface gives: models in which nothing undeclared gets out."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from core import config
-from core.config import NetworkName, Settings
-from core.errors import SettingsError
+from core.config import Settings
 from core.studio.jobs import LossPoint, Notice, Transition
-from ui.lab.shown import LARGEST_LEVEL, CellView, JobView, Model
-
-_ID = "[0-9a-f]{24}"
-_MOST_PICTURES = 16
-
-Title = Annotated[str, Field(max_length=60)]
-
-
-# ── What comes in ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class PictureRef(Model):
-    """A picture: one that was uploaded, or one of the samples and of the operator's folder."""
-
-    id: Annotated[str, Field(pattern=rf"^{_ID}$")] | None = None
-    """From `POST /api/pictures`."""
-    sample: str | None = None
-    """From `GET /api/samples`."""
-    title: Title = ""
-
-
-class WantedSettings(Model):
-    """A preset, and the few dials that most people turn."""
-
-    preset: str = config.DEFAULT_PRESET
-    settings: dict[str, Any] | None = None
-    """Complete settings in place of a preset's, as from a picture that was made here."""
-    level: Annotated[int, Field(ge=0, le=LARGEST_LEVEL)] = 1
-    """Finest level: the shorter side has 256·2^level pixels."""
-    strength: Annotated[float, Field(ge=0.1, le=10)] = 1.0
-    """How strongly the style wins over the content; the content's weight is divided by it."""
-    noise: Annotated[float, Field(ge=0, le=1)] | None = None
-    """How much of the starting picture is noise; none: as the preset says."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    network: NetworkName | None = None
-
-    def resolved(self) -> Settings:
-        """The settings that this stands for.
-
-        Raises:
-            SettingsError: No such preset, or a value that isn't allowed.
-        """
-        if re.fullmatch(r"[a-z0-9-]+", self.preset) is None:  # a name, never a path
-            raise SettingsError("there is no such preset", "GET /api/presets lists them")
-        base = config.load(self.preset) if self.settings is None else config.parse(self.settings)
-        changes: dict[str, Any] = {
-            "levels": self.level,
-            "loss": {"content_weight": base.loss.content_weight / self.strength},
-        }
-        if self.noise is not None:
-            changes["noise"] = {"strength": self.noise}
-        if self.seed is not None:
-            changes["seed"] = self.seed
-        if self.network is not None:
-            changes["network"] = self.network
-        return base.changed(changes)
-
-
-class JobRequest(Model):
-    """One picture, please."""
-
-    content: PictureRef
-    style: PictureRef
-    wanted: WantedSettings = WantedSettings()
-
-
-class TableRequest(Model):
-    """Every content in every style."""
-
-    contents: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
-    styles: Annotated[tuple[PictureRef, ...], Field(min_length=1, max_length=_MOST_PICTURES)]
-    wanted: WantedSettings = WantedSettings()
-
-
-class Attempt(Model):
-    """Which attempt of a job is meant, so that a late click can't reach a later one."""
-
-    attempt: Annotated[int, Field(ge=1)]
-
-
-class QueueRequest(Model):
-    """Whether further jobs are to be started."""
-
-    paused: bool
+from ui.lab.shown import CellView, JobView, Model
 
 
 class Nothing(Model):
     """An empty object."""
-
-
-# ── What goes out ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Problem(Model):
@@ -120,6 +29,7 @@ class JobDetail(Model):
 
     job: JobView
     settings: Settings
+    """With which it began; `job.steering` says what was changed on the way."""
     notices: tuple[Notice, ...]
     error: Problem | None
     losses: tuple[LossPoint, ...]
@@ -143,6 +53,24 @@ class UploadList(Model):
     """Pictures, in the order in which they were sent."""
 
     pictures: tuple[UploadView, ...]
+
+
+class MaskView(Model):
+    """A region that was taken in."""
+
+    id: str
+    title: str
+    width: int
+    height: int
+    share: float
+    """Of the content that lies in it."""
+    thumbnail: str
+
+
+class MaskList(Model):
+    """Regions, in the order in which they were sent."""
+
+    masks: tuple[MaskView, ...]
 
 
 class EstimateView(Model):

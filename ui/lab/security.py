@@ -36,6 +36,7 @@ _WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::\d{1,5})?", re.ASCII)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _YEAR_SECONDS = 365 * 24 * 3600
+_STALE = "The page is too old: reload it and try again."
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
@@ -152,6 +153,22 @@ def public(handler: Handler) -> Handler:
     return handler
 
 
+def form(handler: Handler) -> Handler:
+    """Marks a route that a page without scripts sends a form to: its token is in the form (see `check_form`)."""
+    handler.form = True  # type: ignore[attr-defined]
+    return handler
+
+
+def check_form(request: web.Request, token: str) -> None:
+    """Refuses a form without the token of its page; every handler that is marked as `form` calls it.
+
+    Raises:
+        web.HTTPForbidden: It is another one.
+    """
+    if not _knows_token(request, token):
+        raise web.HTTPForbidden(text=_STALE)
+
+
 @web.middleware
 async def host_guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses requests that were meant for another name, as those of a rebound DNS name are."""
@@ -179,8 +196,9 @@ async def origin_guard(request: web.Request, handler: Handler) -> web.StreamResp
     if request.method not in _SAFE_METHODS:
         if not _is_same_origin(request):
             raise web.HTTPForbidden(text="This request comes from another site.")
-        if not _has_csrf_token(request):
-            raise web.HTTPForbidden(text="The page is too old: reload it and try again.")
+        in_form = getattr(request.match_info.handler, "form", False)
+        if not in_form and not _knows_token(request, request.headers.get(CSRF_HEADER, "")):
+            raise web.HTTPForbidden(text=_STALE)
     return await handler(request)
 
 
@@ -191,8 +209,8 @@ def _is_same_origin(request: web.Request) -> bool:
     return len(origins) == 1 and origins[0].lower() in ours and fetched_from == "same-origin"
 
 
-def _has_csrf_token(request: web.Request) -> bool:
-    session, given = request.cookies.get(SESSION_COOKIE, ""), request.headers.get(CSRF_HEADER, "")
+def _knows_token(request: web.Request, given: str) -> bool:
+    session = request.cookies.get(SESSION_COOKIE, "")
     expected = request.app[ACCESS].csrf_token(session)
     return bool(session) and hmac.compare_digest(_digest(given), _digest(expected))
 

@@ -4,11 +4,13 @@ Pages, the stream of events and the JSON interface all show the same view, so th
 server and one that was updated by the stream read alike.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from core.config import MAX_LEVEL
+from core.steering import steered
 from core.studio import Job, JobState
 from core.studio.jobs import LevelLoss
 
@@ -58,6 +60,18 @@ class Texts(Model):
     """Why it failed, or what its owner should know."""
 
 
+class SteeringView(Model):
+    """Other weights that someone asked for while a picture was being painted."""
+
+    iteration: int | None
+    """After which they hold; none until they do."""
+    text: str
+    """Where and what: `At iteration 37: content 5 → 7`."""
+    content_weight: float
+    """From then on; for the chart."""
+    style_weight: float
+
+
 class JobView(Model):
     """A job as it is now."""
 
@@ -91,6 +105,10 @@ class JobView(Model):
     """Addresses of the same picture in other sizes, as an `srcset`."""
     download: str | None
     """Address of the finished picture."""
+    film: str | None
+    """Address of the film of how it came to be."""
+    steering: tuple[SteeringView, ...]
+    """What was changed on the way, in its order."""
     actions: tuple[Action, ...]
     texts: Texts
 
@@ -146,9 +164,27 @@ def job_view(job: Job, earlier: Job | None = None) -> JobView:
         picture=picture,
         pictures=pictures,
         download=f"/media/jobs/{finished.id}/result.png" if finished else None,
+        film=f"/media/jobs/{job.id}/film{Path(job.result.film).suffix}" if job.result and job.result.film else None,
+        steering=_steering(job),
         actions=_actions(job),
         texts=_texts(job),
     )
+
+
+def _steering(job: Job) -> tuple[SteeringView, ...]:
+    views, settings = [], job.settings
+    for wish in job.steering:
+        settings = steered(settings, wish.changes)
+        when = "With the next iteration" if wish.iteration is None else f"At iteration {wish.iteration}"
+        views.append(
+            SteeringView(
+                iteration=wish.iteration,
+                text=f"{when}: {wish.text}",
+                content_weight=settings.loss.content_weight,
+                style_weight=settings.loss.style_weight,
+            )
+        )
+    return tuple(views)
 
 
 def _actions(job: Job) -> tuple[Action, ...]:

@@ -9,7 +9,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -176,12 +176,55 @@ class Head:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: a style with settings. Its head shows the style where that is what tells columns apart."""
+    """A column: a style, or several, with settings. Its head shows the style where that tells columns apart."""
 
     head: Head
     settings: Settings
     style_title: str
     shows_style: bool = True
+    further: tuple[str, ...] = ()
+    """Keys of the styles that are in its pictures beside that of its head."""
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Keys of all its styles."""
+        return (self.head.picture, *self.further)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be painted in a cell.
+
+    Attributes:
+        content: Key of the picture.
+        styles: Likewise, at least one.
+        settings: With which.
+        title: What to call its style.
+        masks: Inputs by the position of their style; none: everywhere.
+        protect: Input; what is to keep its content.
+    """
+
+    content: str
+    styles: tuple[str, ...]
+    settings: Settings
+    title: str
+    masks: tuple[str | None, ...] = ()
+    protect: str | None = None
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Keys of all pictures that it needs."""
+        return (self.content, *self.styles)
+
+    def recipe(self, inputs: Sequence[str]) -> str:
+        """Says whether two pictures differ in nothing but their size.
+
+        Args:
+            inputs: What `pictures` have become.
+        """
+        plain = self.settings.model_dump_json(exclude={"levels", "title", "description"})
+        regions = [str(mask) for mask in (*self.masks, self.protect)] if any((*self.masks, self.protect)) else []
+        return hashlib.sha256(" ".join([plain, *inputs, *regions]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -197,6 +240,17 @@ class Table:
     noise: bool = False
     own: bool = False
     """Someone asked for it; the lab didn't begin it by itself."""
+    sweep: bool = False
+    """Its cells differ in settings alone; it is there to choose one that is made large."""
+    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What a row changes in the settings of every column, by its key."""
+    masks: tuple[str | None, ...] = ()
+    protect: str | None = None
+
+    def order(self, row: Head, column: Column) -> Order:
+        """What is to be painted in a cell."""
+        settings = column.settings.changed(self.changes[row.key]) if row.key in self.changes else column.settings
+        return Order(row.picture, column.styles, settings, column.style_title, self.masks, self.protect)
 
 
 def table_of(
@@ -237,15 +291,3 @@ def _columns(wanted: TableConfig, heads: Sequence[Head]) -> list[Column]:
 def _slug(title: str) -> str:
     """A title as a key that stays the same where columns are moved."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "column"
-
-
-def recipe_of(settings: Settings, content: str, style: str) -> str:
-    """Says whether two pictures differ in nothing but their size.
-
-    Args:
-        settings: Of the one.
-        content: Id of its content.
-        style: Id of its style.
-    """
-    plain = settings.model_dump_json(exclude={"levels", "title", "description"})
-    return hashlib.sha256(f"{plain} {content} {style}".encode()).hexdigest()[:16]

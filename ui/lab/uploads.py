@@ -6,7 +6,7 @@ the event loop and a few at a time, and written anew, so that neither scripts no
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +26,53 @@ class UploadLimits(Model):
     files: int = 16
     request_bytes: int = 200 * 2**20
     pixels: int = 60_000_000
+    mask_bytes: int = 8 * 2**20
+    mask_pixels: int = 4_000_000
+    """Of a region painted over a content, or given as a file."""
     seconds: float = 120.0
     """For the whole of a request, from its first byte to its last."""
 
 
 FIELD = "picture"
 _DECODERS = 2
+_EMPTY = 1e-4
+"""A mask of less than this share has been left empty by mistake."""
 _CHUNK = 64 * 1024
+_MOST_FIELDS = 100
+_FIELD_BYTES = 4096
 _PART_HEADERS = frozenset({"Content-Disposition", "Content-Type"})
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A region over a content.
+
+    Attributes:
+        title: From its file name.
+        data: A grey PNG file: white is inside.
+        width: In pixels.
+        height: In pixels.
+        share: Of the content that lies in it, from 0 to 1.
+    """
+
+    title: str
+    data: bytes
+    width: int
+    height: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a page without scripts sends.
+
+    Attributes:
+        fields: Texts by their names.
+        files: Name of the field, title and bytes of every file that was chosen.
+    """
+
+    fields: Mapping[str, str]
+    files: tuple[tuple[str, str, bytes], ...]
 
 
 @dataclass(frozen=True)
@@ -75,18 +114,53 @@ class Uploads:
             web.HTTPException: Too large, too many, too slow, or no such form.
             ImageError: A part is no picture; its cause names it.
         """
+        return [await self.picture(data, title) for title, data in await self._files(request)]
+
+    async def receive_masks(self, request: web.Request) -> list[Mask]:
+        """All masks of a multipart form, in order.
+
+        Raises:
+            web.HTTPException: As `receive`.
+            ImageError: A part is no picture, too large for a mask, or empty; its cause names it.
+        """
+        return [await self.mask(data, title) for title, data in await self._files(request)]
+
+    async def form(self, request: web.Request) -> Form:
+        """A form of a page without scripts: fields, and files under names of their own.
+
+        Raises:
+            web.HTTPException: As `receive`.
+        """
+        parts = await self._received(request, _MOST_FIELDS, any_name=True)
+        fields = {
+            part.name or "": data[:_FIELD_BYTES].decode(errors="replace").strip()
+            for part, data in parts
+            if part.filename is None
+        }
+        # A file that nobody chose comes as an empty one.
+        files = [(part.name or "", _title(part), data) for part, data in parts if part.filename is not None and data]
+        return Form(fields, tuple(files))
+
+    async def _files(self, request: web.Request) -> list[tuple[str, bytes]]:
+        """Titles and bytes of all files of a form."""
+        parts = await self._received(request, self.limits.files)
+        if not parts:
+            raise web.HTTPBadRequest(text="There is no picture in this form.")
+        return [(_title(part), data) for part, data in parts]
+
+    async def _received(
+        self, request: web.Request, most: int, *, any_name: bool = False
+    ) -> list[tuple[BodyPartReader, bytes]]:
+        """The parts of a form, in order."""
         if not request.content_type == "multipart/form-data":
             raise web.HTTPUnsupportedMediaType(text="Send pictures as multipart/form-data.")
         if (request.content_length or 0) > self.limits.request_bytes:
             raise _too_large(request, self.limits.request_bytes)
         try:
             async with asyncio.timeout(self.limits.seconds):
-                files = [file async for file in self._files(request)]
+                return [part async for part in self._parts(request, most, any_name)]
         except TimeoutError:
             raise web.HTTPRequestTimeout(text=f"Sending took more than {self.limits.seconds:g} seconds.") from None
-        if not files:
-            raise web.HTTPBadRequest(text="There is no picture in this form.")
-        return [await self.picture(data, title) for title, data in files]
 
     async def picture(self, data: bytes, title: str) -> Upload:
         """Decodes and rewrites one picture.
@@ -97,18 +171,31 @@ class Uploads:
         async with self._decoding:
             return await in_thread(_rewritten, data, title, self.limits.pixels)
 
-    async def _files(self, request: web.Request) -> AsyncIterator[tuple[str, bytes]]:
+    async def mask(self, data: bytes, title: str) -> Mask:
+        """Decodes and rewrites one mask.
+
+        Raises:
+            ImageError: It is no picture, too large for a mask, or all black.
+        """
+        if len(data) > self.limits.mask_bytes:
+            limit = self.limits.mask_bytes / 2**20
+            raise ImageError(f"{title}: a mask has at most {limit:.3g} MB", "Make it smaller; it is stretched anyway")
+        async with self._decoding:
+            return await in_thread(_mask, data, title, self.limits.mask_pixels)
+
+    async def _parts(
+        self, request: web.Request, most: int, any_name: bool
+    ) -> AsyncIterator[tuple[BodyPartReader, bytes]]:
         received = count = 0
         try:
             async for part in await request.multipart():
                 count += 1
-                if count > self.limits.files:
-                    raise web.HTTPRequestEntityTooLarge(
-                        self.limits.files, count, text=f"At most {self.limits.files} pictures at once."
-                    )
-                data = await self._read(request, _checked(part), self.limits.request_bytes - received)
+                if count > most:
+                    raise web.HTTPRequestEntityTooLarge(most, count, text=f"At most {most} pictures at once.")
+                checked = _checked(part, any_name)
+                data = await self._read(request, checked, self.limits.request_bytes - received)
                 received += len(data)
-                yield _title(part), data  # type: ignore[arg-type]
+                yield checked, data
         except ValueError as error:  # what aiohttp raises for a form that breaks off or isn't one
             raise web.HTTPBadRequest(text="This form is damaged, or was not sent to its end.") from error
 
@@ -125,9 +212,9 @@ class Uploads:
 UPLOADS = web.AppKey("uploads", Uploads)
 
 
-def _checked(part: Any) -> BodyPartReader:
+def _checked(part: Any, any_name: bool) -> BodyPartReader:
     """A part as a browser sends it: no part within a part, no length or coding of its own."""
-    if not isinstance(part, BodyPartReader) or part.name != FIELD:
+    if not isinstance(part, BodyPartReader) or (part.name != FIELD and not any_name):
         raise web.HTTPBadRequest(text=f"Every part of the form must be a file called {FIELD!r}.")
     strange = {name.title() for name in part.headers} - _PART_HEADERS
     if strange:
@@ -167,6 +254,20 @@ def _rewritten(data: bytes, title: str, max_pixels: int) -> Upload:
         notices=picture.notices,
         settings=_settings_in(picture.recipe),
     )
+
+
+def _mask(data: bytes, title: str, max_pixels: int) -> Mask:
+    from core import images  # noqa: PLC0415
+
+    try:
+        mask = images.read_mask(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageError(f"{title}: {error.cause}", error.remedy) from error
+    share = float(mask.mean())
+    if share < _EMPTY:
+        raise ImageError(f"{title}: this mask is empty", "Paint in white what is to lie inside")
+    height, width = mask.shape[2:]
+    return Mask(title, images.encode(mask.expand(1, 3, height, width), "png"), width, height, share)
 
 
 def _settings_in(recipe: dict[str, Any] | None) -> Settings | None:

@@ -4,18 +4,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import aiohttp_jinja2
 from aiohttp import web
 
-from core import __version__, config
+from core import dials
 from core.errors import RecipeError
 from core.studio import Job, JobState
 from core.studio.jobs import NoSuchJobError
-from ui.lab import security
+from ui.lab import new, steering
 from ui.lab.api import STUDIO
 from ui.lab.board import BOARD, OWNERS, Board
-from ui.lab.media import MEDIA, WIDTHS, file_name, picture_response
-from ui.lab.networks import NETWORKS
+from ui.lab.media import FILMS, MEDIA, WIDTHS, file_name, picture_response
+from ui.lab.new import COLOURS
+from ui.lab.pages import Context, page
 from ui.lab.shelf import SHELF, Shelf
 from ui.lab.shown import LARGEST_LEVEL, job_view
 from ui.lab.tables import Table
@@ -30,24 +30,6 @@ _START_WORDS = {
     "style": "the style",
     "image": "a given picture",
 }
-
-Context = dict[str, Any]
-
-
-async def _page(request: web.Request, template: str, context: Context, *, status: int = 200) -> web.Response:
-    """A page with what all pages have; it brings the session that its buttons need."""
-    session = security.session_of(request)
-    board = request.app[BOARD]
-    shared: Context = {
-        "version": __version__,
-        "csrf_token": request.app[security.ACCESS].csrf_token(session),
-        "tables": [table for table in board.tables.values() if not table.own],
-        "network": request.app[NETWORKS].view,
-        "queue": board.queue(),
-        "path": request.path,
-    }
-    response = aiohttp_jinja2.render_template(template, request, shared | context, status=status)
-    return security.keep_session(response, session)
 
 
 # ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -76,8 +58,9 @@ async def _table_page(request: web.Request, table: Table) -> web.Response:
         "style": _common_style(shelf, table),
         "columns": _columns(shelf, table),
         "rows": _rows(board, shelf, table),
+        "larger_levels": [(level, 256 * 2**level) for level in range(table.level + 1, LARGEST_LEVEL + 1)],
     }
-    return await _page(request, "table.html", context)
+    return await page(request, "table.html", context)
 
 
 def _common_style(shelf: Shelf, table: Table) -> Context | None:
@@ -120,7 +103,7 @@ async def show_pictures(request: web.Request) -> web.Response:
     board = request.app[BOARD]
     jobs = [job_view(job) for job in await board.asked_for() if "table" not in job.tags]
     own = [table for table in reversed(board.tables.values()) if table.own]
-    return await _page(request, "pictures.html", {"jobs": jobs, "own_tables": [(t, board.cells(t)) for t in own]})
+    return await page(request, "pictures.html", {"jobs": jobs, "own_tables": [(t, board.cells(t)) for t in own]})
 
 
 async def show_job(request: web.Request) -> web.Response:
@@ -134,8 +117,12 @@ async def show_job(request: web.Request) -> web.Response:
         "log": await studio.transitions(job.id),
         "has_noise": bool(job.settings.noise.levels) and job.settings.start in ("content+noise", "noise"),
         "downloads": ("png", "jpeg", "webp") if job.result else (),
+        "steering_dials": steering.DIALS,
+        "dial_range": {"low": dials.LOW, "high": dials.HIGH},
+        "reading": steering.reading(job),
+        "style_weights": list(zip(steering.style_titles(job), steering.weights(job), strict=True)),
     }
-    return await _page(request, "job.html", context)
+    return await page(request, "job.html", context)
 
 
 def _facts(job: Job) -> list[tuple[str, str]]:
@@ -143,18 +130,29 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     settings = job.settings
     optimizer, loss, noise = settings.optimizer, settings.loss, settings.noise
     name = "L-BFGS" if optimizer.name == "lbfgs" else "Adam"
-    stages = settings.levels if settings.all_levels and optimizer.schedule == "coarse-first" else 0
-    before = f"{stages} × {optimizer.coarse_iterations} + " if stages else ""
     return [
         ("Preset", settings.title or "own settings"),
         ("Size", f"{job.width} × {job.height}, level {settings.levels}"),
         ("Network", job.network),
         ("Begins with", _START_WORDS[settings.start]),
         ("Noise", f"{noise.strength:.0%} in {len(noise.levels)} sizes" if noise.levels else "none"),
+        ("Colours", COLOURS[settings.colour][0]),
         ("Content weight", f"{loss.content_weight:g}"),
         ("Style weight", f"{loss.style_weight:g}"),
-        ("Iterations", f"{before}{optimizer.iterations} of {name}"),
+        *_style_facts(job),
+        ("Iterations", f"{' + '.join(map(str, settings.stage_iterations()))} of {name}"),
         ("Seed", str(settings.seed)),
+    ]
+
+
+def _style_facts(job: Job) -> list[tuple[str, str]]:
+    """Weight and scale of every style, where there is something to say of them."""
+    if not job.settings.styles and len(job.styles) == 1:
+        return []
+    styles = [job.settings.style(number) for number in range(len(job.styles))]
+    titles = steering.style_titles(job)
+    return [
+        (title, f"weight {style.weight:g}, scale {style.scale:g}") for title, style in zip(titles, styles, strict=True)
     ]
 
 
@@ -176,28 +174,6 @@ def _recipe_in(data: bytes) -> Mapping[str, Any] | None:
         return None
 
 
-async def show_new(request: web.Request) -> web.Response:
-    """The form for new pictures; `?like=ID` begins with that job's settings."""
-    board, shelf = request.app[BOARD], request.app[SHELF]
-    like = await board.job(request.query["like"]) if "like" in request.query else None
-    settings = like.settings if like else config.load()
-    choices = {
-        kind: [(picture.head, shelf.ready(key)) for key, picture in shelf.pictures.items() if picture.kind == kind]
-        for kind in ("content", "style")
-    }
-    context = {
-        "choices": choices,
-        "presets": config.presets(),
-        "default_preset": config.DEFAULT_PRESET,
-        "levels": [(level, 256 * 2**level) for level in range(LARGEST_LEVEL + 1)],
-        "settings": settings,
-        "like": like,
-        "like_title": job_view(like).texts.title if like else "",
-        "like_settings": settings.model_dump_json() if like else "",
-    }
-    return await _page(request, "new.html", context)
-
-
 async def show_comparison(request: web.Request) -> web.Response:
     """Two results side by side."""
     board, query = request.app[BOARD], request.query
@@ -212,7 +188,7 @@ async def show_comparison(request: web.Request) -> web.Response:
         "right": job_view(right) if right else None,
         "choices": [job_view(job) for job in done],
     }
-    return await _page(request, "compare.html", context)
+    return await page(request, "compare.html", context)
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,6 +210,16 @@ async def send_result(request: web.Request) -> web.Response:
     """A result in full, in the format that the address names; with `?download`, to be kept."""
     job, kind = await request.app[BOARD].job(request.match_info["id"]), request.match_info["kind"]
     response = picture_response(request, await request.app[MEDIA].converted(job, kind), kind)
+    if "download" in request.query:
+        response.headers["Content-Disposition"] = f'attachment; filename="{file_name(job, kind)}"'
+    return response
+
+
+async def send_film(request: web.Request) -> web.Response:
+    """How a result came to be; with `?download`, to be kept."""
+    job, kind = await request.app[BOARD].job(request.match_info["id"]), request.match_info["kind"]
+    data = await request.app[MEDIA].film(job, kind)
+    response = picture_response(request, data, kind)
     if "download" in request.query:
         response.headers["Content-Disposition"] = f'attachment; filename="{file_name(job, kind)}"'
     return response
@@ -268,11 +254,13 @@ def routes() -> list[web.RouteDef]:
         web.get("/tables/{name:[a-z][a-z0-9-]{0,30}}", show_table, name="table"),
         web.get("/pictures", show_pictures, name="pictures"),
         web.get(f"/jobs/{_ID}", show_job, name="job"),
-        web.get("/new", show_new, name="new"),
+        web.get("/new", new.show_new, name="new"),
+        web.post("/new", new.create_from_form),
         web.get("/compare", show_comparison, name="compare"),
         web.get(f"/media/inputs/{_ID}/{_WIDTH}.jpg", send_input),
         web.get(f"/media/jobs/{_ID}/{_WIDTH}.jpg", send_small_result),
         web.get(f"/media/jobs/{_ID}/result.{{kind:png|jpeg|webp}}", send_result),
+        web.get(f"/media/jobs/{_ID}/film.{{kind:{'|'.join(FILMS)}}}", send_film),
         web.get(f"/media/jobs/{_ID}/preview.jpg", send_preview),
         web.get(f"/media/jobs/{_ID}/noise.jpg", send_noise),
         web.get(f"/media/jobs/{_ID}/start.jpg", send_start),

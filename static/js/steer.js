@@ -1,0 +1,45 @@
+// Steering a picture that is being painted: its dials and the weights of its styles take new values.
+
+import { send } from "./api.js";
+import { complain } from "./messages.js";
+
+export function listenToSteering(form, host) {
+  const dials = [...form.querySelectorAll("[data-dial]")];
+  const weights = [...form.querySelectorAll("[data-weight]")];
+  const button = form.querySelector("button");
+
+  function turned() {
+    return dials.filter((dial) => dial.value !== dial.dataset.now);
+  }
+
+  function weighed() {
+    return weights.some((weight) => weight.value !== weight.defaultValue);
+  }
+
+  function show() {
+    for (const dial of dials) {
+      const now = Number(Number(dial.dataset.now).toPrecision(3));
+      dial.parentElement.querySelector("[data-reading]").textContent = dial.value === dial.dataset.now ? `${now}` : `${now} → ${dial.value}`;
+    }
+    button.disabled = !turned().length && !weighed();
+  }
+
+  form.addEventListener("input", show);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    const body = { attempt: Number(host.dataset.attempt), dials: Object.fromEntries(turned().map((dial) => [dial.dataset.dial, Number(dial.value)])) };
+    if (weighed()) body.weights = weights.map((weight) => Number(weight.value));
+    try {
+      await send("POST", `/api/jobs/${host.dataset.job}/steer`, body);
+      for (const dial of dials) dial.dataset.now = dial.value;
+      for (const weight of weights) weight.defaultValue = weight.value;
+    } catch (error) {
+      complain(error);
+    }
+    show();
+  });
+  for (const dial of dials) dial.dataset.now = dial.value; // as the browser rounds it
+  form.hidden = false;
+  show();
+}
