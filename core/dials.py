@@ -17,6 +17,8 @@ LOW, PRESET, HIGH = 0.0, 5.0, 10.0
 
 _TENFOLD = 2.5
 """So many marks of a dial multiply a weight by ten, so that an end is a hundred times the preset's or a hundredth."""
+_MOST_BY_STYLE = 0.6
+"""How far the style's dial brings the noise over the edges; all the way would leave no content to be seen."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,24 @@ def _reading(mark: float, before: float, after: float) -> float:
 
 
 def _content(settings: Settings, value: float) -> dict[str, Any]:
-    return {"loss": {"content_weight": settings.loss.content_weight * _factor(value)}}
+    """The content's weight; and below 5 the noise comes over the edges, which else show through from the start."""
+    loss = {"content_weight": settings.loss.content_weight * _factor(value)}
+    return {"loss": loss, "noise": _over_edges(settings, max(0.0, PRESET - value) / (PRESET - LOW))}
 
 
 def _style(settings: Settings, value: float) -> dict[str, Any]:
-    return {"loss": {"style_weight": settings.loss.style_weight * _factor(value)}}
+    """The style's weight; and above 5 the noise comes nearer to the edges, which leaves more to be painted anew."""
+    loss = {"style_weight": settings.loss.style_weight * _factor(value)}
+    return {"loss": loss, "noise": _over_edges(settings, _MOST_BY_STYLE * max(0.0, value - PRESET) / (HIGH - PRESET))}
+
+
+def _noise(settings: Settings, value: float) -> dict[str, Any]:
+    """Below 5 the noise fades; above, it grows to its full strength and comes over the edges."""
+    strength = settings.noise.strength
+    if value < PRESET:
+        return {"noise": {"strength": strength * (value - LOW) / (PRESET - LOW)}}
+    beyond = (value - PRESET) / (HIGH - PRESET)
+    return {"noise": {"strength": strength + beyond * (1 - strength), **_over_edges(settings, beyond)}}
 
 
 def _factor(value: float) -> float:
@@ -90,11 +105,6 @@ def _factor(value: float) -> float:
     return factor
 
 
-def _noise(settings: Settings, value: float) -> dict[str, Any]:
-    """Below 5 the noise fades; above, it grows to its full strength and comes closer and closer to the edges."""
-    noise = settings.noise
-    if value < PRESET:
-        return {"noise": {"strength": noise.strength * (value - LOW) / (PRESET - LOW)}}
-    beyond = (value - PRESET) / (HIGH - PRESET)
-    strength = noise.strength + beyond * (1 - noise.strength)
-    return {"noise": {"strength": strength, "gradient_weight": (1 - beyond) * noise.gradient_weight}}
+def _over_edges(settings: Settings, share: float) -> dict[str, float]:
+    """The noise less kept off the edges, by this share."""
+    return {"gradient_weight": (1 - share) * settings.noise.gradient_weight}
