@@ -41,11 +41,13 @@ TABLE: dict[str, set[str]] = {
     "core.dials": {"core.config", "core.errors"},
     "core.checkpoint": {"core.errors", "core.steering"},
     "core.samples": {"core.errors", "core.images"},
+    "core.film": {"core.errors", "core.images"},
+    "core.sweep": {"core.config", "core.dials", "core.errors"},
 }
 TABLE["core.planning"] = {
     f"core.{name}" for name in ("config", "devices", "errors", "features", "images", "pyramid", "tiles", "weights")
 }
-TABLE["core.transfer"] = set(TABLE) - {"core.samples", "core.dials"}
+TABLE["core.transfer"] = set(TABLE) - {"core.samples", "core.dials", "core.film", "core.sweep"}
 TABLE |= {
     "core.studio.jobs": {"core.config", "core.errors", "core.steering"},
     "core.studio.files": {"core.studio.jobs"},
@@ -57,9 +59,15 @@ TABLE |= {
         "core.studio.jobs",
         "core.studio.store",
     },
-    "core.studio.executors": {"core.studio.jobs", "core.studio.scheduler", "core.transfer", *TABLE["core.transfer"]},
+    "core.studio.executors": {
+        "core.film",
+        "core.studio.jobs",
+        "core.studio.scheduler",
+        "core.transfer",
+        *TABLE["core.transfer"],
+    },
     "core.studio": {"core.config", "core.errors", "core.steering", "core.studio"},
-    "core.cli": {"core.samples", "core.dials", "core.transfer", *TABLE["core.transfer"]},
+    "core.cli": {"core.samples", "core.dials", "core.film", "core.sweep", "core.transfer", *TABLE["core.transfer"]},
     "core.__main__": {"core.cli", "core.errors"},
     "ui.lab": {
         "core.config",
