@@ -45,6 +45,17 @@ def steered(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     return new
 
 
+def same_targets(one: Settings, other: Settings) -> bool:
+    """Whether runs of the same pictures under both settings aim at the same statistics, whatever these weigh."""
+    return _aims(one, len(other.styles)) == _aims(other, len(one.styles))
+
+
+def _aims(settings: Settings, styles: int) -> dict[str, Any]:
+    """Everything of the settings that the statistics depend on."""
+    ways = {"title", "description", "start", "seed", "max_memory", "noise", "optimizer"}
+    return _fixed(settings, styles).model_dump(exclude=ways)
+
+
 def differences(before: Settings, after: Settings) -> dict[str, Any]:
     """The `changes` that lead from one setting of the weights to another."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")

@@ -32,7 +32,7 @@ from core.optimizers import Iterate
 from core.parametrisation import Parametrisation, parametrise
 from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
 from core.shards import Shards
-from core.steering import Steer, Steering
+from core.steering import Steer, Steering, same_targets
 
 _PATIENCE = 10
 """Iterations over which the tolerance is measured."""
@@ -137,11 +137,37 @@ class Transfer:
         self.guidance = guides.check(_guidance(len(styles), masks, protect))
         self._steering = Steering(settings, steering)
         self._given_start = start
+        self._weights_file = weights_file
         self._shards = shards
         loaded = weights.load(weights.choose(settings.network), weights_file)
         sizes = [(style.shape[2], style.shape[3]) for style in styles]
         self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded)
         self.network = network_of(settings, loaded, self.device)
+
+    def varied(self, settings: Settings) -> "Transfer":
+        """A run of the same pictures under other settings; what the difference leaves as it is, both share.
+
+        Raises:
+            UserError: As for a run of its own.
+        """
+        other = Transfer(
+            self.content,
+            self.styles,
+            settings,
+            device=str(self.device),
+            weights_file=self._weights_file,
+            start=self._given_start,
+            alpha=self.alpha,
+            masks=self.guidance.masks,
+            protect=self.guidance.protect,
+            shards=self._shards,
+        )
+        if settings.colour == self.settings.colour:
+            other._colours = self._colours
+        if same_targets(settings, self.settings) and other.plan.tilings == self.plan.tilings:
+            other.network = self.network
+            other.pyramid = self.pyramid.weighted(settings)
+        return other
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -389,7 +415,7 @@ class _Stage:
         self._total = 0.0  # of the latest evaluation, accepted or not
         self._evaluated: tuple[LevelLoss, ...] = ()
         self.spent = before
-        self.picture = start
+        self.picture: Tensor  # once its steps are done
 
     def steps(self) -> Iterator[Step]:
         """Yields the stage's start and every accepted step."""
