@@ -36,7 +36,7 @@ class Axis:
     entries: tuple[Entry, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One picture of the grid."""
 

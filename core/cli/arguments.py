@@ -12,9 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from core import __version__
+from core import __version__, dials
 from core.config import DEFAULT_PRESET, MAX_LEVEL, Settings
 from core.errors import UserError
+
+COLOURS = {
+    "style": "the style's (default)",
+    "content": "the photograph's own, only its luminance is painted",
+    "matched": "the style recoloured to the photograph's mean and covariance",
+    "histogram": "the style recoloured to the photograph's whole distribution",
+    "palette": "no colours but the style's",
+}
+"""Whose colours the result has, each way in a line."""
 
 _Commands = Any  # argparse keeps the type of what add_subparsers returns to itself
 
@@ -72,10 +81,19 @@ def _add_stylize(commands: _Commands) -> None:
     command.add_argument(
         "content", metavar="CONTENT", type=Path, help="the photograph: a file, or a sample such as sample:chelsea"
     )
-    command.add_argument("styles", metavar="STYLE", type=Path, nargs="+", help="the painting; several weigh the same")
+    command.add_argument(
+        "styles",
+        metavar="STYLE",
+        type=Path,
+        nargs="+",
+        help="the painting; of several, the picture has something of each",
+    )
     output = "the picture to write: .png, .jpg, .webp or .tiff"
     command.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help=output)
     _add_look(command.add_argument_group("the look"))
+    _add_dials(command.add_argument_group("three plain dials, from 0 to 10; 5 is as the preset has it"))
+    _add_styles(command.add_argument_group("styles, colours and regions"))
+    _add_trials(command.add_argument_group("trials: OUT becomes a sheet of small pictures, each also a file beside it"))
     _add_computing(command.add_argument_group("the computation"))
     _add_writing(command.add_argument_group("what is written"))
 
@@ -101,6 +119,56 @@ def _add_look(group: argparse._ArgumentGroup) -> None:
     _add_seed(group)
 
 
+def _add_dials(group: argparse._ArgumentGroup) -> None:
+    for dial in dials.DIALS:
+        group.add_argument(f"--{dial.name}-strength", metavar="0…10", type=float, help=dial.description)
+
+
+def _add_styles(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--style-weight", metavar="W", type=float, action="append", help="of a style against the others; once for each"
+    )
+    group.add_argument(
+        "--style-scale",
+        metavar="F",
+        type=float,
+        action="append",
+        help="how much larger the style's features become, 0.25 to 4; once for each style",
+    )
+    group.add_argument("--colour", "--color", metavar="WAY", help="; ".join(f"{k}: {v}" for k, v in COLOURS.items()))
+    group.add_argument(
+        "--mask",
+        metavar="FILE",
+        action="append",
+        type=Path,
+        help="where a style paints: a grey picture, white inside, stretched over CONTENT; once for each style in their "
+        "order, 'none' for everywhere. Where masks overlap, styles mix by weight; where none is, nothing is painted",
+    )
+    group.add_argument(
+        "--protect",
+        metavar="FILE",
+        type=Path,
+        help="where the photograph stays: white keeps it as it is, grey keeps its shapes",
+    )
+
+
+def _add_trials(group: argparse._ArgumentGroup) -> None:
+    example = "content-strength=3,5,7 or loss.content_weight=0.01,0.02"
+    group.add_argument(
+        "--sweep",
+        metavar="KEY=a,b,c",
+        action="append",
+        default=[],
+        help=f"one picture for every value, at level 0 unless --levels is given: {example}; twice for a grid",
+    )
+    group.add_argument(
+        "--interpolate",
+        metavar="N",
+        type=_whole("number", 2),
+        help="N pictures from the first of two styles to the second",
+    )
+
+
 def _add_computing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--network", metavar="NAME", help=f"{_choices('network')}; see the command networks")
     group.add_argument("--weights", metavar="FILE", type=Path, help="the network's weights, .safetensors or .pth")
@@ -116,6 +184,21 @@ def _add_writing(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--quality", metavar="Q", type=_whole("quality", 1, 100), help="of JPEG and WebP, 1 to 100")
     group.add_argument("--every", metavar="K", type=_whole("number", 1), help="write a frame every K iterations …")
     group.add_argument("--frames", metavar="DIR", type=Path, help="… into this folder, numbered, all of one size")
+    group.add_argument(
+        "--film", metavar="FILE", type=Path, help="a film of how it forms: .mp4 (with PyAV), .webp or .gif"
+    )
+    group.add_argument(
+        "--film-every",
+        metavar="K",
+        type=_whole("number", 1),
+        help="a frame of the film every K iterations (default: 1)",
+    )
+    group.add_argument(
+        "--film-size",
+        metavar="PIXELS",
+        type=_whole("number", 16),
+        help="longer side of the film at most (default: by format)",
+    )
     group.add_argument("--json", action="store_true", help="print the figures of the run as one JSON object, last")
     group.add_argument("--quiet", action="store_true", help="show no progress and no notices")
 
@@ -124,12 +207,25 @@ def _stylize(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     if (arguments.every is None) != (arguments.frames is None):
         raise UserError("--every and --frames go together", "Give both or neither")
+    _check_trials(arguments)
     from core.cli.settings import for_stylize  # noqa: PLC0415  (every command imports only what it needs)
 
-    settings, recipe = for_stylize(arguments)
+    asked = for_stylize(arguments)
     from core.cli import stylize  # noqa: PLC0415  (now PyTorch)
 
-    return stylize.run(arguments, settings, recipe, began)
+    return stylize.run(arguments, asked, began)
+
+
+def _check_trials(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that don't go together."""
+    if arguments.film is None and (arguments.film_every or arguments.film_size):
+        raise UserError("--film-every and --film-size are about a film", "Add --film FILE")
+    if arguments.interpolate is not None and len(arguments.styles) != 2:
+        raise UserError("--interpolate goes from one style to another", "Name two styles")
+    single = {"--film": arguments.film, "--frames": arguments.frames, "--resume": arguments.resume}
+    for name, value in single.items():
+        if value is not None and (arguments.sweep or arguments.interpolate):
+            raise UserError(f"{name} is about one picture, and a sweep makes many", "Leave one of both out")
 
 
 # ── noise ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,24 +15,23 @@ from typing import Any
 import torch
 
 from core import devices, images, planning, weights
-from core.cli import files, pictures
+from core.cli import files, pictures, sweep
 from core.cli.arguments import program
 from core.cli.display import Display
 from core.cli.interruption import INTERRUPTED, Interruption
-from core.cli.settings import Recipe, departures
-from core.config import Settings
+from core.cli.settings import Asked, Recipe, departures
 from core.errors import CheckpointError, MemoryLimitError
+from core.film import Film
 from core.images import Picture, Size
 from core.transfer import Step, Transfer
 
 
-def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: float) -> int:
-    """Makes the picture and returns the exit code.
+def run(arguments: Namespace, asked: Asked, began: float) -> int:
+    """Makes the picture, or a sheet of them, and returns the exit code.
 
     Args:
         arguments: Of `stylize`.
-        settings: What they ask for.
-        recipe: What the settings were taken from, if it was a picture.
+        asked: What they ask for.
         began: When the command began, on the monotonic clock.
 
     Raises:
@@ -41,20 +40,28 @@ def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: 
     output = _checked_output(arguments)
     with (
         Interruption() as interruption,
-        Display(settings, quiet=arguments.quiet, stopping=lambda: interruption.asked) as display,
+        Display(asked.settings, quiet=arguments.quiet, stopping=lambda: interruption.asked) as display,
         _out_of_memory_explained(),
+        contextlib.ExitStack() as endings,
     ):
         display.phase("reading the pictures")
-        transfer = _transfer(arguments, settings, display)
+        for notice in asked.notices:
+            display.note(notice)
+        transfer = _transfer(arguments, asked, display)
         output.check_fit(transfer.size)
+        if asked.grid:
+            return sweep.run(arguments, asked.grid, transfer, display, interruption, output.encode)
+        film = _film(arguments, transfer.size)
+        if film is not None:
+            endings.enter_context(film.film)
         checkpoint = _read_checkpoint(arguments.resume)
         work = _Run(
             transfer,
             output,
-            _frames(arguments, transfer.size),
+            [taker for taker in (_frames(arguments, transfer.size), film) if taker is not None],
             display,
             interruption,
-            recipe,
+            asked.recipe,
             operations=_operations(transfer, arguments.weights),
             resumed=checkpoint is not None,
         )
@@ -68,7 +75,7 @@ def run(arguments: Namespace, settings: Settings, recipe: Recipe | None, began: 
 # ── What goes in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _transfer(arguments: Namespace, settings: Settings, display: Display) -> Transfer:
+def _transfer(arguments: Namespace, asked: Asked, display: Display) -> Transfer:
     def read(path: Path) -> Picture:
         picture = pictures.read(path, arguments.max_megapixels)
         for notice in picture.notices:
@@ -79,14 +86,22 @@ def _transfer(arguments: Namespace, settings: Settings, display: Display) -> Tra
     transfer = Transfer(
         content.pixels,
         [read(style).pixels for style in arguments.styles],
-        settings,
+        asked.grid[0][0].settings if asked.grid else asked.settings,
         device=arguments.device or "auto",
         weights_file=arguments.weights,
         start=None if arguments.start_image is None else read(arguments.start_image).pixels,
         alpha=content.alpha,
+        masks=[None if str(mask) == "none" else _mask(arguments, mask) for mask in arguments.mask or ()],
+        protect=None if arguments.protect is None else _mask(arguments, arguments.protect),
+        steering=asked.steering,
     )
     _introduce(transfer, display)
     return transfer
+
+
+def _mask(arguments: Namespace, path: Path) -> torch.Tensor:
+    limit = images.DEFAULT_MAX_PIXELS if arguments.max_megapixels is None else arguments.max_megapixels
+    return images.read_mask(path, max_pixels=limit)
 
 
 def _introduce(transfer: Transfer, display: Display) -> None:
@@ -135,12 +150,16 @@ class _Output:
         """Encodes a strip as long as the picture, so that what the format can't hold is refused before the work."""
         images.encode(torch.zeros(1, 3, 1, max(size)), self.format, **self.options)
 
+    def encode(self, transfer: Transfer, step: Step) -> bytes:
+        return transfer.encode(step, self.format, **self.options)
+
     def write(self, transfer: Transfer, step: Step) -> None:
-        images.write_bytes(self.path, transfer.encode(step, self.format, **self.options))
+        images.write_bytes(self.path, self.encode(transfer, step))
 
 
 def _checked_output(arguments: Namespace) -> _Output:
-    inputs = [arguments.content, *arguments.styles, arguments.start_image, arguments.recipe]
+    masks = [*(arguments.mask or ()), arguments.protect]
+    inputs = [arguments.content, *arguments.styles, arguments.start_image, arguments.recipe, *masks]
     format = images.writable_format(arguments.output)
     files.check_writable(arguments.output, [path for path in inputs if path is not None])
     options = {"bits": arguments.bits, "quality": arguments.quality}
@@ -163,12 +182,41 @@ class _Frames:
             picture = images.resize(step.picture(), self.size)
             images.write_bytes(self.folder / f"frame-{number:05d}.png", images.encode(picture))
 
+    def end(self, step: Step) -> None:
+        """The last picture is written anyway."""
+
 
 def _frames(arguments: Namespace, size: Size) -> _Frames | None:
     if arguments.frames is None:
         return None
     files.make_folder(arguments.frames)
     return _Frames(arguments.frames, arguments.every, size)
+
+
+@dataclass
+class _FilmFrames:
+    """The frames of a film: every so many iterations one, and the picture that is written."""
+
+    film: Film
+    every: int
+    _latest: int = -1
+
+    def take(self, step: Step) -> None:
+        if step.iteration % self.every == 0:
+            self.end(step)
+
+    def end(self, step: Step) -> None:
+        """Takes the picture, if it isn't the latest frame already."""
+        if step.iteration != self._latest:
+            self._latest = step.iteration
+            self.film.add(step.picture())
+
+
+def _film(arguments: Namespace, size: Size) -> _FilmFrames | None:
+    if arguments.film is None:
+        return None
+    files.check_writable(arguments.film, [arguments.output])
+    return _FilmFrames(Film(arguments.film, size, longest=arguments.film_size), arguments.film_every or 1)
 
 
 # ── The run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -180,7 +228,7 @@ class _Run:
 
     transfer: Transfer
     output: _Output
-    frames: _Frames | None
+    frames: Sequence[_Frames | _FilmFrames]
     display: Display
     interruption: Interruption
     recipe: Recipe | None
@@ -214,6 +262,8 @@ class _Run:
                 self.display.note(f"the last good picture is in {self.output.path}")
             raise
         assert self.step is not None, "a run has at least the step it starts at"
+        for frames in self.frames:
+            frames.end(self.step)
         self._write(self.step)
         if self.checkpoint is not None:
             images.write_bytes(self.output.checkpoint_path, self.checkpoint)
@@ -228,8 +278,8 @@ class _Run:
                 self.step = step
                 self.interruption.patient = True
                 self.display.show(step)
-                if self.frames is not None:
-                    self.frames.take(step)
+                for frames in self.frames:
+                    frames.take(step)
                 if self.interruption.asked:
                     self.checkpoint = step.checkpoint()
                     break
@@ -241,7 +291,7 @@ class _Run:
 
     def _remember(self, step: Step) -> None:
         """Lets later runs foretell their time by this one's, if nothing else than the optimisation was in it."""
-        if step.iteration == step.iterations and not self.resumed and self.frames is None:
+        if step.iteration == step.iterations and not self.resumed and not self.frames:
             transfer = self.transfer
             planning.remember_speed(
                 transfer.network.name, transfer.settings, transfer.device, self.operations, step.seconds
