@@ -11,8 +11,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import machine
 from core import config, images
 from core.config import Settings
 from core.pyramid import Pyramid
@@ -241,7 +239,7 @@ class Report:
             "network": dict(self.network),
             "pairs": [asdict(comparison) | {"ratio": round(comparison.ratio, 3)} for comparison in self.comparisons],
             "timings": [asdict(measured) for measured in self.timings],
-            "machine": machine(),
+            "machine": machine.describe(),
         }
 
     def _ratios(self, levels: int) -> list[float]:
@@ -264,26 +262,6 @@ class Report:
         for t in self.timings:
             times = ", ".join(f"{network} {1000 * seconds:.0f} ms" for network, seconds in t.medians.items())
             console.print(f"one evaluation at {t.width}×{t.height}, levels 0…{t.levels}: {times} ({t.ratio:.2f}×)")
-
-
-def machine() -> dict[str, Any]:
-    """What it was measured on, and how busy that was."""
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average": [round(load, 2) for load in psutil.getloadavg()],
-        "python": platform.python_version(),
-        "torch": torch.__version__.split("+")[0],
-    }
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor()
 
 
 def contact_sheet(bench: Bench, pairs: Sequence[tuple[str, str]], levels: int, width: int = 288) -> bytes:

@@ -26,12 +26,16 @@ from core.tiles import BlockTiling, Tiling
 
 GIB = 2**30
 
-_RUNTIME_BYTES = {"cpu": 0.95 * GIB, "mps": 0.95 * GIB, "cuda": 0.4 * GIB}
-"""PyTorch itself, its threads' buffers and the compiled convolutions."""
+_RUNTIME_BYTES = {"cpu": 0.8 * GIB, "mps": 0.8 * GIB, "cuda": 0.4 * GIB}
+"""PyTorch itself, its libraries, and the compiled convolutions."""
+_FREED_BYTES = {"cpu": 0.37 * GIB, "mps": 0.37 * GIB, "cuda": 0.0}
+"""What the allocator keeps of bands that were freed; GPU memory is given back."""
 _BAND_BYTES = {"cpu": 8 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
 """Size of one activation of a band: on a CPU small enough for the caches, on a GPU large enough to fill it."""
-_VECTORS = 22
-"""Point, gradients, offset, starting picture, spectra and what an evaluation holds besides features."""
+_HELD_VECTORS = 6
+"""While the network is evaluated: point, gradient, trial, its picture, the offset, and the start in 16 bit."""
+_PASSING_VECTORS = 3
+"""Besides, when the optimiser remembers a step: the new gradient, the step and the change."""
 _SHARE_OF_MACHINE = 0.6
 """Without a limit of the user's, a run plans to use this share of the device's memory at most."""
 _WHOLE = 1 << 30
@@ -91,10 +95,11 @@ class _Model:
         return 1.6 * self.kept(block, size) * share
 
     def pooled(self, size: Size) -> float:
-        """The inputs of all blocks, and the gradients with respect to two of them, which live at once."""
-        inputs = [3, *(channels[-1] for channels in self.blocks[:-1])]
-        sizes = [channels * _pixels(size, block) * self.item for block, channels in enumerate(inputs)]
-        return sum(sizes) + 2 * max(sizes[1:], default=sizes[0]) + sizes[0]
+        """The inputs of the blocks and the gradients with respect to them, at the block where most live at once."""
+        channels = [3, *(counts[-1] for counts in self.blocks[:-1])]
+        inputs = [count * _pixels(size, block) * self.item for block, count in enumerate(channels)]
+        gradients = [*inputs[1:], 0]
+        return max(sum(inputs[: block + 1]) + inputs[block] + gradients[block] for block in range(len(inputs)))
 
     def targets(self, size: Size) -> float:
         """The content features."""
@@ -144,9 +149,9 @@ class _Case:
         optimizer = history * (1 if half else 2) * vector if self.settings.optimizer.name == "lbfgs" else 2 * vector
         inputs = 12 * sum(_pixels(size) for size in (self.content, *self.styles))
         targets = sum(self.model.targets(self.size(level)) for level in self.levels)
-        parameters = self.model.parameters * (4 + self.model.item)
+        parameters = self.model.parameters * 2 * self.model.item
         runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
-        return runtime + parameters + inputs + _VECTORS * vector + optimizer + targets
+        return runtime + parameters + inputs + _HELD_VECTORS * vector + optimizer + targets
 
     def level_bytes(self, level: int, tiling: Tiling) -> float:
         """What evaluating one level needs besides."""
@@ -156,7 +161,8 @@ class _Case:
         banded = max((self.model.banded(block, size, how.rows) for block, how in blocks if not how.keep), default=0.0)
         # While a kept block is back-propagated, the gradients of its largest features live beside it.
         backward = max((self.model.kept(block, size) / 2 for block, how in blocks if how.keep), default=0.0)
-        return self.model.pooled(size) + kept + max(banded, backward)
+        freed = _FREED_BYTES.get(self.device.type, 0.0) if banded else 0.0
+        return self.model.pooled(size) + kept + max(banded + freed, backward)
 
     def banded(self, level: int) -> Tiling:
         """Every block in bands of about `_BAND_BYTES`, none kept: the least memory."""
@@ -196,10 +202,11 @@ class _Case:
 
     def _histories(self) -> tuple[tuple[int, bool], ...]:
         asked = self.settings.optimizer.history
-        return ((asked, False), (asked, True), (min(asked, 10), True), (min(asked, 5), True))
+        return ((asked, False), *((min(asked, fewer), True) for fewer in (asked, 10, 7, 5, 3)))
 
     def _plan(self, tilings: tuple[Tiling, ...], history: int, half: bool) -> Plan:
-        working = max(self.level_bytes(level, tilings[level]) for level in self.levels)
+        vector = 12 * _pixels(self.size(self.settings.levels))
+        working = max(_PASSING_VECTORS * vector, *(self.level_bytes(level, tilings[level]) for level in self.levels))
         return Plan(tilings, history, half, round(self.fixed_bytes(history, half) + working))
 
     def largest_level(self) -> int | None:
