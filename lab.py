@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from core import process
 from core.errors import UserError
 from ui.lab.app import Companion, LabOptions, serve
 from ui.lab.security import TOKEN_VARIABLE
@@ -49,6 +50,7 @@ def _telegram(data: Path | None) -> Companion:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until told to stop; returns the exit status."""
+    process.prepare()
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

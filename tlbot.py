@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from core import process
 from core.errors import UserError
 from core.studio import Studio, default_data_directory
 from ui.bot.app import Bot, companion, serve
@@ -21,6 +22,7 @@ MISTAKE, BROKEN = 2, 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the bot until it is told to stop; returns the exit code."""
+    process.prepare()
     parser = argparse.ArgumentParser(prog="tlbot.py", description="The Telegram bot: two photos in, a painting out.")
     parser.add_argument("--data", type=Path, default=default_data_directory(), help="data directory (%(default)s)")
     parser.add_argument("--lab", action="store_true", help="serve the lab, too")

@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import machine
-from core import config, images
+from core import config, images, process
 from core.config import Settings
 from core.pyramid import Pyramid
 from core.transfer import Transfer
@@ -287,6 +287,7 @@ def _cell(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON and a contact sheet."""
+    process.prepare()
     options = _parser().parse_args(arguments)
     bench = Bench(options.teacher, options.pictures, options.folder, options.evaluations)
     pairs = [(content, style) for content in CONTENTS for style in STYLES] if options.all else list(PAIRS)

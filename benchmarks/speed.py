@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import evaluation, machine, race
-from core import devices, weights
+from core import devices, process, weights
 from core.cli import pictures
 
 RESULTS = Path(__file__).parent / "results"
@@ -176,6 +176,7 @@ def _evaluation_table(evaluations: Sequence[evaluation.Evaluation]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON."""
+    process.prepare()
     bench = Bench(_parser().parse_args(arguments))
     only = bench.options.only
     sight = bench.first_sight() if only in (None, "first-sight") else None

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from core import process
 from core.cli.arguments import parse
 from core.cli.interruption import INTERRUPTED
 from core.errors import UserError
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help` and `--version`.
     """
+    process.prepare()
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

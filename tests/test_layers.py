@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Room → the rooms that it may import. A room is a module or a package with all that lies in it.
 TABLE: dict[str, set[str]] = {
     "core.errors": set(),
+    "core.process": set(),
     "core.config": {"core.errors"},
     "core.images": {"core.errors"},
     "core.weights": {"core.errors"},
