@@ -1,23 +1,38 @@
 """Stand-ins for what computes that can be sent to the workers of a Ray cluster, and a cluster on this machine."""
 
+import asyncio
 import contextlib
+import importlib.util
 import os
+import pickle
 import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from core.studio.executors.local import Backend, Moment
-from core.studio.executors.ray_worker import paths_of
-from core.studio.jobs import Estimate, Output, Run, StudioSettings
-from tests.studio_doubles import Rehearsal
+import pytest
 
+from core.errors import ImageError
+from core.studio import Studio
+from core.studio.executors.local import Backend, Moment
+from core.studio.executors.on_ray import RayExecutor
+from core.studio.executors.ray_cluster import Node
+from core.studio.executors.ray_worker import Worker, paths_of
+from core.studio.jobs import Estimate, Output, RaySettings, Run, Slot, StudioSettings, Update, Wish
+from core.studio.scheduler import Executor
+from tests.studio_doubles import QUICK, Rehearsal, ScriptedExecutor
+
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray isn't installed (pip install -e '.[ray]')"
+)
 STORE_BYTES = 80 * 2**20
+QUIET: Mapping[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 HEALTH: Mapping[str, int] = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 200,
@@ -116,6 +131,16 @@ class Staged(Rehearsal):
                 raise MemoryError
 
 
+class _Refusing(Rehearsal):
+    def estimate(self, run: Run, device: str) -> Estimate:
+        raise ImageError("the picture is torn", "Glue it")
+
+
+def refusing(settings: StudioSettings) -> Backend:
+    """A backend that takes no picture."""
+    return _Refusing()
+
+
 def name_of(run: Run) -> str:
     """A run by what its content is."""
     return sha256(run.content.read_bytes()).hexdigest()[:12]
@@ -174,9 +199,185 @@ def small_cluster(nodes: int) -> Iterator[SmallCluster]:
     try:
         for _ in range(nodes):
             cluster.add()
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(cluster.address, **QUIET)
         yield cluster
     finally:
         ray.shutdown()
         cluster.close()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+# ── Scripts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Line:
+    """From a worker to the test that decides its every step: calls go one way, updates the other.
+
+    On a worker, it opens itself as its own backend.
+    """
+
+    socket: Path
+    slot: Slot
+
+    def __call__(self, settings: StudioSettings) -> Any:
+        return self
+
+    async def call(self, *words: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_unix_connection(self.socket)
+        send(writer, words)
+        return reader, writer
+
+    def estimate(self, run: Run, device: str) -> Estimate:
+        """For the head itself, where there is no worker; called in a thread."""
+        return asyncio.run(ScriptedLocal(self).estimate(run, None))
+
+
+class ScriptedLocal:
+    """What a worker drives in place of its `LocalExecutor`."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._writers: dict[tuple[str, int], asyncio.StreamWriter] = {}
+
+    def slots(self) -> tuple[Slot, ...]:
+        return (self._line.slot,)
+
+    async def estimate(self, run: Run, slot: Slot | None) -> Estimate:
+        reader, writer = await self._line.call("estimate", run, slot)
+        answer: Estimate = await receive(reader)
+        writer.close()
+        return answer
+
+    async def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
+        reader, writer = await self._line.call("start", run, slot)
+        self._writers[run.job_id, run.attempt] = writer
+        try:
+            while (update := await receive(reader)) is not None:
+                yield update
+        finally:
+            del self._writers[run.job_id, run.attempt]
+            writer.close()
+
+    def cancel(self, job_id: str, attempt: int, *, keep: bool) -> None:
+        send(self._writers[job_id, attempt], ("cancel", job_id, attempt, keep))
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        send(self._writers[job_id, attempt], ("steer", job_id, attempt, wish))
+
+
+class ScriptedWorker(Worker):
+    def _executor(self, settings: StudioSettings) -> Any:
+        return ScriptedLocal(self._backend)  # type: ignore[arg-type]
+
+
+class ScriptedRay(RayExecutor):
+    """The cluster's executor with real workers, on which nothing happens but what a script says."""
+
+    _worker = ScriptedWorker
+
+    def __init__(self, locks: Path, settings: StudioSettings, script: ScriptedExecutor, socket: Path) -> None:
+        self._script = script
+        self._socket = socket
+        super().__init__(locks, settings, Line(socket, Slot("head", "head", "head")))
+
+    def _places(self, node: Node) -> tuple[str, ...]:
+        return tuple(slot.name for slot in self._script.slots())
+
+    def _slots_of(self, site: Any, kind: str) -> tuple[Slot, ...]:
+        return tuple(self._script.slots())
+
+    def _kind_of(self, staff: Any) -> str | None:
+        return self._slot(staff.slot).kind
+
+    def _opener(self, slot: str) -> Line:
+        return Line(self._socket, self._slot(slot))
+
+    def _slot(self, name: str) -> Slot:
+        return next(slot for slot in self._script.slots() if slot.name == name)
+
+    async def close(self) -> None:
+        await super().close()
+        await self._script.close()
+
+
+@contextlib.asynccontextmanager
+async def open_studio(data: Path, script: Executor, settings: StudioSettings = QUICK) -> AsyncIterator[Studio]:
+    """As `studio_doubles.open_studio`, with what the script says happening on the workers of a Ray cluster."""
+    assert isinstance(script, ScriptedExecutor)
+    (data / "locks").mkdir(parents=True, exist_ok=True)
+    changes = {"executor": "ray", "ray": RaySettings(cpus=1, gpus=0, poll_seconds=0.05, idle_seconds=1)}
+    settings = settings.model_copy(update=changes)
+    with tempfile.TemporaryDirectory(prefix="script-") as directory:  # a short path
+        socket = Path(directory) / "line"
+        async with await asyncio.start_unix_server(partial(_answer, script), socket):
+            executor = await asyncio.to_thread(ScriptedRay, data / "locks", settings, script, socket)
+            async with Studio.open(data, settings, executor) as studio:
+                yield studio
+
+
+async def _answer(script: ScriptedExecutor, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One call from a worker."""
+    kind, run, slot = await receive(reader)
+    with contextlib.closing(writer):
+        if kind == "estimate":
+            send(writer, await _outcome(script.estimate(run, slot)))
+            return
+        listening = asyncio.create_task(_listen(script, reader))
+        telling = asyncio.create_task(_tell(script, run, slot, writer))
+        await asyncio.wait({listening, telling}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (listening, telling):
+            task.cancel()
+        await asyncio.gather(listening, telling, return_exceptions=True)
+
+
+async def _outcome(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await work
+    except Exception as error:
+        return error
+
+
+async def _listen(script: ScriptedExecutor, reader: asyncio.StreamReader) -> None:
+    """Until the worker hangs up, or is dead."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            kind, job_id, attempt, what = await receive(reader)
+            if kind == "cancel":
+                script.cancel(job_id, attempt, keep=what)
+            else:
+                script.steer(job_id, attempt, what)
+
+
+async def _tell(script: ScriptedExecutor, run: Run, slot: Slot, writer: asyncio.StreamWriter) -> None:
+    try:
+        async with contextlib.aclosing(script.start(run, slot)) as updates:
+            async for update in updates:
+                send(writer, update)
+        send(writer, None)
+    except Exception as error:
+        send(writer, error)
+    await writer.drain()
+
+
+def send(writer: asyncio.StreamWriter, what: Any) -> None:
+    data = pickle.dumps(what)
+    writer.write(len(data).to_bytes(8, "big") + data)
+
+
+async def receive(reader: asyncio.StreamReader) -> Any:
+    """What was sent; an error is raised."""
+    what = pickle.loads(await reader.readexactly(int.from_bytes(await reader.readexactly(8), "big")))
+    if isinstance(what, Exception):
+        raise what
+    return what
+
+
+@contextlib.contextmanager
+def ray_here(cpus: int) -> Iterator[None]:
+    """A Ray of this machine alone, to which this process is connected."""
+    import ray
+
+    ray.init("local", num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False, **QUIET)
+    yield
+    ray.shutdown()

@@ -8,7 +8,8 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,10 +45,27 @@ from core.studio.jobs import (
 )
 from core.studio.scheduler import Event, Events, Paces, Subscription, forecast, turns
 from core.studio.store import Store, Timing
-from tests.studio_doubles import GIB, QUICK, SMALL, ScriptedExecutor, open_studio, progress, small_estimate, submit
+from tests import ray_doubles, studio_doubles
+from tests.studio_doubles import GIB, QUICK, SMALL, ScriptedExecutor, progress, small_estimate, submit
 
 PATIENCE = 10
 """Seconds after which something that should have happened counts as never."""
+OpenStudio = Callable[..., AbstractAsyncContextManager[Studio]]
+
+
+@pytest.fixture(params=["in process", pytest.param("on ray", marks=[pytest.mark.ray_full, ray_doubles.installed])])
+def open_studio(request: pytest.FixtureRequest) -> OpenStudio:
+    """Opens a studio whose runs do what a test says: one policy, whatever computes."""
+    if request.param == "in process":
+        return studio_doubles.open_studio
+    request.getfixturevalue("ray_here")
+    return ray_doubles.open_studio
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    with ray_doubles.ray_here(cpus=8):
+        yield
 
 
 @pytest.fixture
@@ -56,7 +74,7 @@ def executor() -> ScriptedExecutor:
 
 
 @pytest.fixture
-async def studio(tmp_path: Path, executor: ScriptedExecutor) -> AsyncIterator[Studio]:
+async def studio(tmp_path: Path, executor: ScriptedExecutor, open_studio: OpenStudio) -> AsyncIterator[Studio]:
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as opened:
         yield opened
 
@@ -389,7 +407,7 @@ async def test_owners_take_turns_on_one_slot(studio: Studio, executor: ScriptedE
     assert executor.order == [jobs[i].id for i in (0, 3, 4, 1, 2)]
 
 
-async def test_never_more_runs_than_slots_and_all_slots_are_used(tmp_path: Path) -> None:
+async def test_never_more_runs_than_slots_and_all_slots_are_used(tmp_path: Path, open_studio: OpenStudio) -> None:
     executor = ScriptedExecutor(*(Slot(f"gpu:{number}", f"gpu:{number}", "test") for number in range(3)))
     dice = random.Random(7)
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
@@ -417,7 +435,7 @@ async def test_never_more_runs_than_slots_and_all_slots_are_used(tmp_path: Path)
         assert len(jobs) == sum((await studio.counts()).values())
 
 
-async def test_caps_refuse_clearly(tmp_path: Path, executor: ScriptedExecutor) -> None:
+async def test_caps_refuse_clearly(tmp_path: Path, executor: ScriptedExecutor, open_studio: OpenStudio) -> None:
     capped = QUICK.model_copy(update={"pending_per_owner": 2, "pending_in_all": 3})
     async with asyncio.timeout(60), open_studio(tmp_path, executor, capped) as studio:
         await submit(studio, "a")
@@ -455,7 +473,7 @@ async def test_a_paused_queue_starts_nothing_and_goes_on_with_what_runs(
     await executor.run(waiting)
 
 
-async def test_a_queue_stays_paused_over_a_restart(tmp_path: Path) -> None:
+async def test_a_queue_stays_paused_over_a_restart(tmp_path: Path, open_studio: OpenStudio) -> None:
     async with open_studio(tmp_path, ScriptedExecutor()) as studio:
         await studio.pause_queue()
         await submit(studio)
@@ -469,7 +487,7 @@ async def test_a_queue_stays_paused_over_a_restart(tmp_path: Path) -> None:
 # ── Cancel, pause, retry ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_cancel_hits_the_named_run_alone(tmp_path: Path) -> None:
+async def test_cancel_hits_the_named_run_alone(tmp_path: Path, open_studio: OpenStudio) -> None:
     executor = ScriptedExecutor(Slot("gpu:0", "gpu:0", "test"), Slot("gpu:1", "gpu:1", "test"))
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
         doomed, other = await submit(studio), await submit(studio)
@@ -525,7 +543,7 @@ async def test_cancel_while_queued(studio: Studio, executor: ScriptedExecutor) -
     assert executor.order == [running.id]
 
 
-async def test_cancel_at_any_moment_of_starting_ends_the_run(tmp_path: Path) -> None:
+async def test_cancel_at_any_moment_of_starting_ends_the_run(tmp_path: Path, open_studio: OpenStudio) -> None:
     for pauses in range(0, 60, 3):
         executor = ScriptedExecutor()
         async with asyncio.timeout(60), open_studio(tmp_path / str(pauses), executor) as studio:
@@ -604,7 +622,9 @@ async def test_deleting_a_running_job_stops_it_and_leaves_no_file(studio: Studio
 # ── Memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_fits_on_no_device_is_refused_with_the_largest_level(tmp_path: Path) -> None:
+async def test_what_fits_on_no_device_is_refused_with_the_largest_level(
+    tmp_path: Path, open_studio: OpenStudio
+) -> None:
     estimate = replace(small_estimate(memory_bytes=99 * GIB), largest_level=2)
     executor = ScriptedExecutor(estimate=lambda run, slot: estimate)
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
@@ -613,7 +633,7 @@ async def test_what_fits_on_no_device_is_refused_with_the_largest_level(tmp_path
         assert not await studio.jobs()
 
 
-async def test_a_job_waits_for_memory_and_is_not_overtaken(tmp_path: Path) -> None:
+async def test_a_job_waits_for_memory_and_is_not_overtaken(tmp_path: Path, open_studio: OpenStudio) -> None:
     free = {"bytes": 1 * GIB}
 
     def estimate(run: Run, slot: Slot | None) -> Estimate:
@@ -635,7 +655,9 @@ async def test_a_job_waits_for_memory_and_is_not_overtaken(tmp_path: Path) -> No
         assert not (await studio.job(large.id)).waiting
 
 
-async def test_a_job_that_waited_long_enough_is_computed_in_smaller_pieces(tmp_path: Path) -> None:
+async def test_a_job_that_waited_long_enough_is_computed_in_smaller_pieces(
+    tmp_path: Path, open_studio: OpenStudio
+) -> None:
     def estimate(run: Run, slot: Slot | None) -> Estimate:
         needs = min(5.0, run.settings.max_memory or 99.0)
         return small_estimate(memory_bytes=int(needs * GIB), free_bytes=2 * GIB)
@@ -653,7 +675,9 @@ async def test_a_job_that_waited_long_enough_is_computed_in_smaller_pieces(tmp_p
         ]
 
 
-async def test_a_job_that_fits_in_no_smaller_pieces_is_refused_and_the_next_one_runs(tmp_path: Path) -> None:
+async def test_a_job_that_fits_in_no_smaller_pieces_is_refused_and_the_next_one_runs(
+    tmp_path: Path, open_studio: OpenStudio
+) -> None:
     def estimate(run: Run, slot: Slot | None) -> Estimate:
         largest = 6 if run.settings.max_memory is None else 0
         memory = (1 + 4 * run.settings.levels) * GIB
@@ -672,7 +696,7 @@ async def test_a_job_that_fits_in_no_smaller_pieces_is_refused_and_the_next_one_
         assert (await finished(studio, small)).state is JobState.DONE
 
 
-async def test_runs_on_one_device_share_its_memory(tmp_path: Path) -> None:
+async def test_runs_on_one_device_share_its_memory(tmp_path: Path, open_studio: OpenStudio) -> None:
     """Free memory doesn't know yet what a run that has just begun will take; its end is always waited for."""
     slots = [Slot("gpu:0.0", "gpu:0", "test"), Slot("gpu:0.1", "gpu:0", "test")]
     executor = ScriptedExecutor(*slots, estimate=lambda run, slot: small_estimate(memory_bytes=5 * GIB))
@@ -687,7 +711,7 @@ async def test_runs_on_one_device_share_its_memory(tmp_path: Path) -> None:
         assert (await executor.run(second)).run.settings == SMALL
 
 
-async def test_a_job_too_large_for_one_device_waits_for_the_other(tmp_path: Path) -> None:
+async def test_a_job_too_large_for_one_device_waits_for_the_other(tmp_path: Path, open_studio: OpenStudio) -> None:
     little, big = Slot("gpu:0", "gpu:0", "little"), Slot("gpu:1", "gpu:1", "big")
 
     def estimate(run: Run, slot: Slot | None) -> Estimate:
@@ -704,7 +728,7 @@ async def test_a_job_too_large_for_one_device_waits_for_the_other(tmp_path: Path
         assert (await executor.run(large[1])).slot == big
 
 
-async def test_an_input_that_is_broken_is_refused_at_once(tmp_path: Path) -> None:
+async def test_an_input_that_is_broken_is_refused_at_once(tmp_path: Path, open_studio: OpenStudio) -> None:
     def estimate(run: Run, slot: Slot | None) -> Estimate:
         raise ImageError("this is not a picture")
 
@@ -736,9 +760,12 @@ async def test_a_run_that_is_always_lost_fails_in_the_end(studio: Studio, execut
     assert (await finished(studio, job)).state is JobState.FAILED
 
 
-async def test_a_poisoned_device_asks_the_process_to_exit_and_the_queue_is_safe(tmp_path: Path) -> None:
+async def test_a_poisoned_device_asks_the_process_to_exit_and_the_queue_is_safe(
+    tmp_path: Path, open_studio: OpenStudio
+) -> None:
+    """In process alone: on a cluster a poisoned device ends its worker and nothing else."""
     executor = ScriptedExecutor(Slot("gpu:0", "gpu:0", "test"), Slot("gpu:1", "gpu:1", "test"))
-    async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
+    async with asyncio.timeout(60), studio_doubles.open_studio(tmp_path, executor) as studio:
         culprit, beside, waiting = [await submit(studio, owner) for owner in "abc"]
         await executor.run(beside)
         healthy = studio.fatal
@@ -748,7 +775,7 @@ async def test_a_poisoned_device_asks_the_process_to_exit_and_the_queue_is_safe(
         await settled(lambda: not executor.run_ids)
         assert executor.order == [culprit.id, beside.id], "nothing more is started"
     executor = ScriptedExecutor()
-    async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
+    async with asyncio.timeout(60), studio_doubles.open_studio(tmp_path, executor) as studio:
         assert studio.fatal is None
         for job in (culprit, beside, waiting):
             run = await executor.run(job)
@@ -816,7 +843,7 @@ async def test_an_unwritable_database_refuses_and_recovers(
 # ── Closing, restarting, several processes ───────────────────────────────────────────────────────────────────────────
 
 
-async def test_closing_saves_what_runs_and_the_next_start_goes_on(tmp_path: Path) -> None:
+async def test_closing_saves_what_runs_and_the_next_start_goes_on(tmp_path: Path, open_studio: OpenStudio) -> None:
     executor = ScriptedExecutor()
     async with asyncio.timeout(60), open_studio(tmp_path, executor) as studio:
         job, waiting = await submit(studio), await submit(studio)
@@ -835,7 +862,7 @@ async def test_closing_saves_what_runs_and_the_next_start_goes_on(tmp_path: Path
         assert states[-2:] == [("running", "queued"), ("queued", "running")]
 
 
-async def test_closing_does_not_wait_for_ever(tmp_path: Path) -> None:
+async def test_closing_does_not_wait_for_ever(tmp_path: Path, open_studio: OpenStudio) -> None:
     executor = ScriptedExecutor()
     executor.obedient = False
     hasty = QUICK.model_copy(update={"shutdown_seconds": 0.1})
@@ -848,7 +875,7 @@ async def test_closing_does_not_wait_for_ever(tmp_path: Path) -> None:
     store.close()
 
 
-async def test_two_processes_work_on_one_queue(tmp_path: Path) -> None:
+async def test_two_processes_work_on_one_queue(tmp_path: Path, open_studio: OpenStudio) -> None:
     idle, busy = ScriptedExecutor(), ScriptedExecutor()
     idle._slots = []
     async with asyncio.timeout(60), open_studio(tmp_path, idle) as bot, open_studio(tmp_path, busy) as lab:
@@ -867,7 +894,7 @@ async def test_two_processes_work_on_one_queue(tmp_path: Path) -> None:
         assert (await lab.job(job.id)).state is JobState.DONE
 
 
-async def test_a_cancel_reaches_the_process_that_runs_the_job(tmp_path: Path) -> None:
+async def test_a_cancel_reaches_the_process_that_runs_the_job(tmp_path: Path, open_studio: OpenStudio) -> None:
     idle, busy = ScriptedExecutor(), ScriptedExecutor()
     idle._slots = []
     async with asyncio.timeout(60), open_studio(tmp_path, idle) as bot, open_studio(tmp_path, busy):
@@ -878,7 +905,7 @@ async def test_a_cancel_reaches_the_process_that_runs_the_job(tmp_path: Path) ->
         assert busy.cancels[0] == (job.id, 1, False)
 
 
-async def test_the_living_take_over_from_the_dead(tmp_path: Path) -> None:
+async def test_the_living_take_over_from_the_dead(tmp_path: Path, open_studio: OpenStudio) -> None:
     async with open_studio(tmp_path, ScriptedExecutor()) as studio:
         await studio.pause_queue()
         job = await submit(studio)
@@ -962,7 +989,7 @@ async def _until_shown(shown: dict[str, int | None], events: Subscription, expec
 # ── Load ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_two_hundred_submissions_before_fifty_subscribers(tmp_path: Path) -> None:
+async def test_two_hundred_submissions_before_fifty_subscribers(tmp_path: Path, open_studio: OpenStudio) -> None:
     """Every subscriber learns how every job ended, and the loop stays free for all of them."""
     executor = ScriptedExecutor(*(Slot(f"gpu:{number}", f"gpu:{number}", "test") for number in range(4)))
     roomy = QUICK.model_copy(update={"pending_per_owner": 200, "poll_seconds": 0.5})

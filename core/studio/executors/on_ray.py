@@ -25,6 +25,7 @@ Whatever may block in Ray (connecting, creating and killing actors, putting obje
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,7 @@ _PATIENCE_SECONDS = 60.0
 """How long an estimate waits for the first worker of a kind of node."""
 _END_SECONDS = 5.0
 """How long to wait until a killed worker is known to be dead."""
+_POLLS = 4
 _THREADS = 16
 
 
@@ -83,7 +85,14 @@ class _Staff:
     settling: "asyncio.Task[None] | None" = None
     death: "asyncio.Task[None] | None" = None
     leaving: asyncio.TimerHandle | None = None
+    questions: int = 0
+    """Estimates that it is asked for at the moment."""
     dead: bool = False
+
+    def stay(self) -> None:
+        """There is something to do."""
+        if self.leaving:
+            self.leaving.cancel()
 
 
 @dataclass(eq=False)
@@ -95,12 +104,8 @@ class _Site:
     slots: tuple[Slot, ...] = ()
     """None until a worker has said what the node is."""
     kind: str | None = None
-    tried: float = -_TROUBLE_SECONDS
+    tried: float = -math.inf
     """When no worker could be started here."""
-
-    def open(self, kind: str, shared: bool) -> None:
-        self.kind = kind
-        self.slots = tuple(Slot(place, self.node.id if shared else place, kind) for place in self.places)
 
 
 @dataclass(eq=False)
@@ -148,6 +153,8 @@ class RayExecutor:
         DeviceError: Ray isn't installed, or there is no cluster at the address.
     """
 
+    _worker = Worker
+
     def __init__(self, locks: Path, settings: StudioSettings, open_backend: OpenBackend = TorchBackend) -> None:
         self._connected = connect(settings.ray)
         import ray  # noqa: PLC0415
@@ -159,7 +166,7 @@ class RayExecutor:
         self._settings = settings.model_copy(update={"ray": self._options})
         self._locks = locks
         self._open_backend = open_backend
-        self._actors = ray.remote(Worker)
+        self._actors = ray.remote(self._worker)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
         self._depot = Depot()
         self._sites: dict[str, _Site] = {}
@@ -168,10 +175,13 @@ class RayExecutor:
         self._stretches: dict[tuple[str, int], _Stretch] = {}
         self._queued = self._running = 0
         self._looking: asyncio.Task[None] | None = None
-        self._looked = -float("inf")
+        self._looked = -math.inf
         self._asked: tuple[int, float] = (0, time.monotonic())
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._opened = time.monotonic()
+        self._first = {node.id for node in found}
+        self._explored = asyncio.Event()
         self._take_nodes(found)
         if not any(site.places for site in self._sites.values()):
             log.warning("no node of the Ray cluster has a slot yet (one job: %d GPU, %s CPU)", gpus, self._cpus(None))
@@ -182,6 +192,8 @@ class RayExecutor:
         """Those of all nodes that are known to work."""
         if not self._closing and self._looking is None and self._looked + self._options.poll_seconds < time.monotonic():
             self._looking = asyncio.create_task(self._look())
+        if not self._is_explored():
+            return []
         return [slot for site in self._sites.values() for slot in site.slots][: self._options.most_jobs]
 
     def expect(self, queued: int, running: int) -> None:
@@ -193,13 +205,12 @@ class RayExecutor:
         staff = self._staff.get(slot.name)
         if staff is None:
             waiting = len(self._staff) - len(self._reserved)
-            if waiting < self._queued and (site := self._site_of(slot)):
-                self._hire(site, slot.name)
+            if waiting < self._queued:
+                self._hire_for(slot)
             return False
         if staff.survey is None:
             return False
-        if staff.leaving:
-            staff.leaving.cancel()
+        staff.stay()
         self._reserved[slot.name] = staff
         return True
 
@@ -213,16 +224,17 @@ class RayExecutor:
 
     async def estimate(self, run: Run, slot: Slot | None) -> Estimate:
         """Asks the slot's worker, or one on a node of its kind; if no node is there, fitting is found out later."""
+        if slot is None:
+            return await self._estimate_anywhere(run)
         order = await self._ask(self._order, replace(run, checkpoint=None, frames=None), new_id())
         while staff := await self._someone_like(slot):
             try:
-                answer: Estimate = await staff.actor.estimate.remote(order)
-                return answer
+                return await self._answer(staff, order)
             except self._ray.exceptions.RayTaskError as error:
                 raise _cause(error) from None
             except self._ray.exceptions.RayError:
                 await self._end(staff)
-        return await asyncio.to_thread(self._rough_estimate, run)
+        return await self._ask(self._rough_estimate, run)
 
     async def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
         """Computes in the slot's worker; one that doesn't come to a regular end is killed."""
@@ -273,6 +285,27 @@ class RayExecutor:
                 await self._ask(self._ray.shutdown)
         self._threads.shutdown(wait=False)
 
+    async def _estimate_anywhere(self, run: Run) -> Estimate:
+        """On the kind of node that suits it best."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._explored.wait()
+        kinds = {slot.kind: slot for slot in self.slots()}
+        estimates = [await self.estimate(run, slot) for slot in kinds.values()]
+        if not estimates:
+            return await self._ask(self._rough_estimate, run)
+        return max(estimates, key=lambda estimate: (estimate.holds(run.settings.levels), estimate.total_bytes))
+
+    async def _answer(self, staff: _Staff, order: Order) -> Estimate:
+        staff.stay()
+        staff.questions += 1
+        try:
+            answer: Estimate = await staff.actor.estimate.remote(order)
+            return answer
+        finally:
+            staff.questions -= 1
+            self._rest(staff)
+
     # Nodes
 
     async def _look(self) -> None:
@@ -286,6 +319,18 @@ class RayExecutor:
             log.warning("the Ray cluster can't be asked: %s", _first_line(error))
         finally:
             self._looked, self._looking = time.monotonic(), None
+
+    def _is_explored(self) -> bool:
+        """Whether the nodes that were there at the beginning are known, or had time enough to say what they are.
+
+        Before, no slot is offered: a job must not be refused because it is too large for whichever answered first.
+        """
+        if not self._explored.is_set():
+            first = [site for site in self._sites.values() if site.node.id in self._first and site.places]
+            known = all(site.kind is not None or site.tried > self._opened for site in first)
+            if known or time.monotonic() > self._opened + _PATIENCE_SECONDS:
+                self._explored.set()
+        return self._explored.is_set()
 
     def _take_nodes(self, found: Sequence[Node]) -> None:
         alive = {node.id: node for node in found}
@@ -301,6 +346,10 @@ class RayExecutor:
         if self._options.gpus:
             room = min(room, int(node.gpus))
         return tuple(f"{node.name}-{node.id[:8]}.{number}" for number in range(room))
+
+    def _slots_of(self, site: _Site, kind: str) -> tuple[Slot, ...]:
+        """On CPUs all slots of a node share its memory; a GPU is a slot's own."""
+        return tuple(Slot(place, place if self._options.gpus else site.node.id, kind) for place in site.places)
 
     def _cpus(self, node: Node | None) -> float:
         """CPUs of one job (on this node)."""
@@ -342,7 +391,7 @@ class RayExecutor:
 
     async def _settle(self, site: _Site, staff: _Staff) -> None:
         try:
-            staff.actor = await self._ask(self._create, staff.node)
+            staff.actor = await self._ask(self._create, staff)
             staff.death = self._spawn(self._await_death(staff))
             survey: Survey = await staff.actor.survey.remote()
         except self._ray.exceptions.RayError as error:
@@ -356,16 +405,19 @@ class RayExecutor:
             await self._end(staff)
             return
         staff.survey = survey
-        site.open(survey.kind, shared=not self._options.gpus)
+        site.kind, site.slots = survey.kind, self._slots_of(site, survey.kind)
         self._rest(staff)
 
-    def _create(self, node: Node) -> Any:
+    def _create(self, staff: _Staff) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        amounts = {"num_cpus": self._cpus(node), "num_gpus": self._options.gpus}
+        there = NodeAffinitySchedulingStrategy(staff.node.id, soft=False)
+        amounts = {"num_cpus": self._cpus(staff.node), "num_gpus": self._options.gpus}
         actors = self._actors.options(**amounts, scheduling_strategy=there, max_restarts=0)
-        return actors.remote(self._settings, self._open_backend)
+        return actors.remote(self._settings, self._opener(staff.slot))
+
+    def _opener(self, slot: str) -> OpenBackend:
+        return self._open_backend
 
     async def _await_death(self, staff: _Staff) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
@@ -373,9 +425,12 @@ class RayExecutor:
         self._bury(staff)
 
     def _rest(self, staff: _Staff) -> None:
-        """Ends a worker after a while without work."""
-        loop = asyncio.get_running_loop()
-        staff.leaving = loop.call_later(self._options.idle_seconds, lambda: self._spawn(self._end(staff)))
+        """Ends a worker after a while without work: not before the scheduler could have seen that it is there."""
+        if staff.dead or staff.questions or self._reserved.get(staff.slot) is staff:
+            return
+        staff.stay()
+        seconds = max(self._options.idle_seconds, _POLLS * self._settings.poll_seconds)
+        staff.leaving = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self._end(staff)))
 
     async def _end(self, staff: _Staff) -> None:
         """Ends a worker, and returns when it is dead: nothing computes any more, its resources are free."""
@@ -393,29 +448,32 @@ class RayExecutor:
     def _bury(self, staff: _Staff) -> None:
         if self._staff.get(staff.slot) is staff:
             del self._staff[staff.slot]
-        if staff.leaving:
-            staff.leaving.cancel()
+        staff.stay()
         if not staff.dead and self._reserved.get(staff.slot) is not staff:
             staff.lock.release()
         staff.dead = True
 
-    async def _someone_like(self, slot: Slot | None) -> _Staff | None:
-        """A worker on this slot, or else on a node of its kind; the first is waited for where none is there yet."""
-        alike = [staff for staff in self._staff.values() if slot is None or self._kind_of(staff) == slot.kind]
+    async def _someone_like(self, slot: Slot) -> _Staff | None:
+        """A worker on this slot, or else on one of its kind; where there is none, one is waited for."""
+        alike = [staff for staff in self._staff.values() if self._kind_of(staff) == slot.kind]
         ready = [staff for staff in alike if staff.survey]
         if ready:
-            return next((staff for staff in ready if slot and staff.slot == slot.name), ready[0])
-        candidates = [
-            (site, other)
-            for other in self.slots()
-            if slot and other.kind == slot.kind
-            if (site := self._site_of(other))
-        ]
-        hired = alike or list(filter(None, (self._hire(site, other.name) for site, other in candidates[:1])))
-        settling = {staff.settling for staff in hired if staff.settling}
-        if settling:
+            return next((staff for staff in ready if staff.slot == slot.name), ready[0])
+        others = [other for other in self.slots() if other.kind == slot.kind]
+        starting = alike or self._hire_one(others)
+        if settling := {staff.settling for staff in starting if staff.settling}:
             await asyncio.wait(settling, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        return next((staff for staff in hired if staff.survey and not staff.dead), None)
+        return next((staff for staff in starting if staff.survey and not staff.dead), None)
+
+    def _hire_one(self, slots: Sequence[Slot]) -> list[_Staff]:
+        for slot in slots:
+            if staff := self._hire_for(slot):
+                return [staff]
+        return []
+
+    def _hire_for(self, slot: Slot) -> _Staff | None:
+        site = self._site_of(slot)
+        return self._hire(site, slot.name) if site else None
 
     def _kind_of(self, staff: _Staff) -> str | None:
         site = self._sites.get(staff.node.id)
@@ -479,7 +537,7 @@ class RayExecutor:
 def _cause(error: Any) -> BaseException:
     """What a worker raised, with its traceback for the log."""
     cause: BaseException = error.cause
-    cause.add_note(str(error.traceback_str))
+    cause.add_note(str(error))
     return cause
 
 
