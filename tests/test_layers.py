@@ -48,7 +48,7 @@ TABLE: dict[str, set[str]] = {
 TABLE["core.planning"] = {
     f"core.{name}" for name in ("config", "devices", "errors", "features", "images", "pyramid", "tiles", "weights")
 }
-TABLE["core.transfer"] = set(TABLE) - {"core.samples", "core.dials", "core.film", "core.sweep"}
+TABLE["core.transfer"] = set(TABLE) - {"core.process", "core.samples", "core.dials", "core.film", "core.sweep"}
 TABLE |= {
     "core.studio.jobs": {"core.config", "core.errors", "core.steering"},
     "core.studio.files": {"core.studio.jobs"},
@@ -69,7 +69,7 @@ TABLE |= {
     },
     "core.studio": {"core.config", "core.errors", "core.steering", "core.studio"},
     "core.cli": {"core.samples", "core.dials", "core.film", "core.sweep", "core.transfer", *TABLE["core.transfer"]},
-    "core.__main__": {"core.cli", "core.errors"},
+    "core.__main__": {"core.cli", "core.errors", "core.process"},
     "ui.lab": {
         "core.config",
         "core.dials",
@@ -79,13 +79,14 @@ TABLE |= {
         "core.samples",
         "core.steering",
         "core.studio",
+        "core.sweep",
         "core.transfer",
         "core.weights",
     },
     "ui.bot": {"core.config", "core.dials", "core.errors", "core.images", "core.samples", "core.studio"},
     "ui": set(),
-    "lab": {"core.errors", "core.studio", "ui"},
-    "tlbot": {"core.errors", "core.studio", "ui"},
+    "lab": {"core.errors", "core.process", "core.studio", "ui"},
+    "tlbot": {"core.errors", "core.process", "core.studio", "ui"},
     "benchmarks": {"core"},
     "training": {"core"},
 }
