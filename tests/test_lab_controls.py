@@ -9,11 +9,12 @@ import torch
 
 from core import config, dials, images
 from core.config import Settings
+from core.errors import SettingsError
 from tests.lab_doubles import Lab, Plain, open_lab, plain, png
 from ui.lab import experts, own_tables
 from ui.lab.api import STUDIO
 from ui.lab.messages import JobDetail, TableView
-from ui.lab.own_tables import OwnTable, variants
+from ui.lab.own_tables import OwnTable
 from ui.lab.uploads import UploadLimits
 
 
@@ -181,7 +182,7 @@ async def test_a_sweep_fills_itself_and_one_of_its_pictures_is_made_large(lab: L
 
     shown = TableView.model_validate(await lab.until(look, _all_done))
     assert shown.rows == ("Content 3", "Content 5", "Content 7")
-    assert shown.columns == ("Scale of the style 0.5", "Scale of the style 1")
+    assert shown.columns == ("Scale 0.5", "Scale 1")
     jobs = {(cell.row, cell.column): await lab.app[STUDIO].job(cell.job.id) for cell in shown.cells if cell.job}
     plain_weight = config.load().loss.content_weight
     for (row, column), job in jobs.items():
@@ -219,9 +220,19 @@ async def test_sweeps_that_cannot_be_are_refused_clearly(lab: Lab, changes: dict
 
 
 def test_values_with_commas_are_parted_by_semicolons() -> None:
-    found = variants(Settings(), 1, "loss.level_weights", "1, 0.5; 1, 1")
-    assert [changes["loss"]["level_weights"] for _, changes in found[:1]] == [[1.0, 0.5]]
-    assert own_tables.values_of("a, b ,") == ["a", "b"]
+    weights = own_tables.axis("loss.level_weights", "1, 0.5; 2", 1)
+    assert [entry.apply(Settings()).loss.level_weights for entry in weights.entries] == [(1.0, 0.5), (2.0,)]
+    names = own_tables.axis("pooling", "max, average,", 1)
+    assert [entry.apply(Settings()).pooling for entry in names.entries] == ["max", "average"]
+
+
+def test_a_sweep_may_go_from_one_style_to_another() -> None:
+    between = own_tables.axis("between", "3", 2)
+    found = [entry.apply(Settings()) for entry in between.entries]
+    assert [(each.style(0).weight, each.style(1).weight) for each in found] == [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0)]
+    for text, styles in (("3", 1), ("1", 2), ("many", 2), ("99", 2)):
+        with pytest.raises(SettingsError):
+            own_tables.axis("between", text, styles)
 
 
 def test_tables_of_former_versions_are_understood() -> None:

@@ -233,12 +233,10 @@ async def create_sweep(request: web.Request, body: SweepRequest) -> TableName:
     """Puts one picture under several values of one or two settings into the queue, as a table."""
     content, *styles = [await _wanted(request, picture) for picture in (body.content, *body.styles)]
     settings = body.resolved()
-    rows, columns = (
-        own_tables.variants(settings, len(styles), axis.setting, axis.values) if axis else [] for axis in body.axes
-    )
-    asked = own_tables.sweep(
-        content.pair, [style.pair for style in styles], settings, rows, columns, body.masks, body.protect
-    )
+    down = own_tables.axis(body.rows.setting, body.rows.values, len(styles))
+    across = own_tables.axis(body.columns.setting, body.columns.values, len(styles)) if body.columns else None
+    pairs = [style.pair for style in styles]
+    asked = own_tables.sweep(content.pair, pairs, settings, down, across, masks=body.masks, protect=body.protect)
     return _table_name(await request.app[BOARD].add_table(asked))
 
 

@@ -4,7 +4,7 @@ They are kept in the studio's records as these models.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from core import config, dials
 from core.config import Settings
 from core.errors import SettingsError
+from core.sweep import Axis, Entry, grid, interpolation
 from ui.lab import experts
 from ui.lab.shown import Model
 from ui.lab.tables import Column, Head, Table
@@ -20,18 +21,17 @@ MOST_CELLS = 36
 MOST_VALUES = 12
 LARGEST_SWEEP_LEVEL = 1
 
-SCALE = "scale"
-"""As the setting of an axis: the scale of all styles."""
+SCALE, BETWEEN = "scale", "between"
+"""As what varies in a sweep: the scale of all styles, and the share of the second of two."""
 
 
 class Row(Model):
-    """A content, under the settings of its column or with changes of its own."""
+    """A content."""
 
     key: str
     title: str
     picture: str
     """An input."""
-    changes: dict[str, Any] = Field(default_factory=dict)
 
 
 class StyleColumn(Model):
@@ -53,7 +53,8 @@ class OwnTable(Model):
     created: float = Field(default_factory=time.time)
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     columns: Annotated[tuple[StyleColumn, ...], Field(min_length=1)]
-    sweep: bool = False
+    cells: tuple[tuple[Settings, ...], ...] = ()
+    """Of a sweep: the settings of every cell, row by row, in place of those of its column."""
     masks: tuple[str | None, ...] = ()
     protect: str | None = None
     asked: bool = False
@@ -86,7 +87,7 @@ class OwnTable(Model):
                 Head(column.key, column.title, column.styles[0]),
                 column.settings,
                 column.style_title,
-                shows_style=not self.sweep,
+                shows_style=not self.cells,
                 further=column.styles[1:],
             )
             for column in self.columns
@@ -99,8 +100,11 @@ class OwnTable(Model):
             rows=rows,
             columns=columns,
             own=True,
-            sweep=self.sweep,
-            changes={row.key: row.changes for row in self.rows if row.changes},
+            cells={
+                (row.key, column.key): settings
+                for row, line in zip(self.rows, self.cells, strict=False)
+                for column, settings in zip(self.columns, line, strict=True)
+            },
             masks=self.masks,
             protect=self.protect,
         )
@@ -127,42 +131,57 @@ def gallery(contents: Sequence[tuple[str, str]], columns: Sequence[StyleColumn])
 def axes() -> dict[str, str]:
     """What the form offers to vary, and what it calls it; all other settings can be varied by their names."""
     turned = {dial.name: dial.title for dial in dials.DIALS}
-    return turned | {SCALE: "Scale of the style", "colour": "Colours", "seed": "Seed"} | experts.TITLES
+    return (
+        turned | {SCALE: "Scale", BETWEEN: "Between two styles", "colour": "Colours", "seed": "Seed"} | experts.TITLES
+    )
 
 
-def values_of(text: str) -> list[str]:
-    """The values of an axis: apart by semicolons where there are any, else by commas."""
-    return [value.strip() for value in text.split(";" if ";" in text else ",") if value.strip()]
-
-
-def variants(settings: Settings, styles: int, setting: str, text: str) -> list[tuple[str, dict[str, Any]]]:
-    """The title of every value of an axis, and what it changes in the settings.
+def axis(setting: str, text: str, styles: int) -> Axis:
+    """One thing that varies in a sweep.
 
     Args:
-        settings: That are varied.
+        setting: A dial, `scale`, `between`, or a setting by its dotted name.
+        text: Its values, apart by semicolons where there are any, else by commas; of `between`, how many pictures.
         styles: How many there are.
-        setting: A dial, the scale, or a setting by its dotted name.
-        text: The values.
 
     Raises:
-        SettingsError: No values, too many, or one that isn't allowed.
+        SettingsError: No values, too many, or one that isn't of the right kind.
     """
-    values = values_of(text)
+    if setting == BETWEEN:
+        return _between(text, styles)
+    if setting == "levels":
+        raise SettingsError("the size can't be varied", "Make a picture of the sweep large instead")
+    values = [value.strip() for value in text.split(";" if ";" in text else ",") if value.strip()]
     if not 1 <= len(values) <= MOST_VALUES:
         raise SettingsError(f"'{setting}' has {len(values)} values", f"Give 1 to {MOST_VALUES}, with commas between")
     title = axes().get(setting, setting)
-    return [(f"{title} {value}", _differences(settings, _varied(settings, styles, setting, value))) for value in values]
+    return Axis(title, tuple(Entry(f"{title} {value}", _change(setting, value, styles)) for value in values))
 
 
-def _varied(settings: Settings, styles: int, setting: str, value: str) -> Settings:
+def _between(text: str, styles: int) -> Axis:
+    if styles != 2:
+        raise SettingsError(f"there is no row of pictures between {styles} styles", "Choose two, all in one picture")
+    count = _number(BETWEEN, text)
+    if not 2 <= count <= MOST_VALUES:
+        raise SettingsError(
+            f"'{text}' pictures between two styles can't be", f"Give one number from 2 to {MOST_VALUES}"
+        )
+    return interpolation(int(count))
+
+
+def _change(setting: str, value: str, styles: int) -> Callable[[Settings], Settings]:
     if setting in {dial.name for dial in dials.DIALS}:
-        return dials.apply(settings, {setting: _number(setting, value)})
+        mark = _number(setting, value)
+        return lambda settings: dials.apply(settings, {setting: mark})
     if setting == SCALE:
-        scale, weights = _number(setting, value), [settings.style(number).weight for number in range(styles)]
-        return settings.changed({"styles": [{"weight": weight, "scale": scale} for weight in weights]})
-    if setting == "levels":
-        raise SettingsError("the size can't be varied", "Make a picture of the sweep large instead")
-    return settings.changed(experts.parse({setting: value}))
+        scale = _number(setting, value)
+        return lambda settings: settings.changed({"styles": _scaled(settings, scale, styles)})
+    changes = experts.parse({setting: value})
+    return lambda settings: settings.changed(changes)
+
+
+def _scaled(settings: Settings, scale: float, styles: int) -> list[dict[str, float]]:
+    return [{"weight": settings.style(number).weight, "scale": scale} for number in range(styles)]
 
 
 def _number(setting: str, text: str) -> float:
@@ -172,65 +191,48 @@ def _number(setting: str, text: str) -> float:
     return float(value)
 
 
-def _differences(before: Settings, after: Settings) -> dict[str, Any]:
-    return _nested(before.model_dump(mode="json"), after.model_dump(mode="json"))
-
-
-def _nested(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _nested(before[key], value) if isinstance(value, Mapping) and isinstance(before[key], Mapping) else value
-        for key, value in after.items()
-        if value != before[key]
-    }
-
-
 def sweep(
     content: tuple[str, str],
     styles: Sequence[tuple[str, str]],
     settings: Settings,
-    rows: Sequence[tuple[str, Mapping[str, Any]]],
-    columns: Sequence[tuple[str, Mapping[str, Any]]],
+    down: Axis,
+    across: Axis | None = None,
     masks: tuple[str | None, ...] = (),
     protect: str | None = None,
 ) -> OwnTable:
-    """One picture under all combinations of some changes.
+    """One picture under all combinations of what varies.
 
     Args:
         content: Its input and its title.
         styles: Likewise.
         settings: That are varied.
-        rows: Titles and changes.
-        columns: Likewise; none: the settings as they are.
+        down: What varies from row to row.
+        across: What varies from column to column.
         masks: Of the styles.
         protect: Of the content.
 
     Raises:
-        SettingsError: It is too large.
+        SettingsError: It is too large, or a value isn't allowed.
     """
-    columns = columns or [("As it is", {})]
-    if len(rows) * len(columns) > MOST_CELLS:
-        raise SettingsError(f"these would be {len(rows) * len(columns)} pictures", f"A sweep has at most {MOST_CELLS}")
+    across = across or Axis("", (Entry("", lambda unchanged: unchanged),))
+    if len(down.entries) * len(across.entries) > MOST_CELLS:
+        count = len(down.entries) * len(across.entries)
+        raise SettingsError(f"these would be {count} pictures", f"A sweep has at most {MOST_CELLS}")
     if settings.levels > LARGEST_SWEEP_LEVEL:
         raise SettingsError("a sweep is made of small pictures", f"Choose level {LARGEST_SWEEP_LEVEL} or below")
+    cells = grid(settings, (down, across))
     style_title = " + ".join(title for _, title in styles)
     inputs = tuple(name for name, _ in styles)
     return OwnTable(
         title=f"{content[1]} × {style_title}, varied",
         rows=tuple(
-            Row(key=f"r-{number}", title=title, picture=content[0], changes=dict(changes))
-            for number, (title, changes) in enumerate(rows)
+            Row(key=f"r-{number}", title=entry.label, picture=content[0]) for number, entry in enumerate(down.entries)
         ),
         columns=tuple(
-            StyleColumn(
-                key=f"c-{number}",
-                title=title,
-                styles=inputs,
-                style_title=style_title,
-                settings=settings.changed(changes),
-            )
-            for number, (title, changes) in enumerate(columns)
+            StyleColumn(key=f"c-{number}", title=entry.label, styles=inputs, style_title=style_title, settings=settings)
+            for number, entry in enumerate(across.entries)
         ),
-        sweep=True,
+        cells=tuple(tuple(cell.settings for cell in row) for row in cells),
         masks=masks,
         protect=protect,
     )

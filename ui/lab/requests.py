@@ -138,11 +138,6 @@ class SweepRequest(Commission):
     rows: Axis
     columns: Axis | None = None
 
-    @property
-    def axes(self) -> tuple[Axis, Axis | None]:
-        """Rows and columns."""
-        return self.rows, self.columns
-
 
 class TableRequest(Model):
     """Every content in every style, or (`mix`) every content in all styles together."""

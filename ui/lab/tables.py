@@ -240,16 +240,14 @@ class Table:
     noise: bool = False
     own: bool = False
     """Someone asked for it; the lab didn't begin it by itself."""
-    sweep: bool = False
-    """Its cells differ in settings alone; it is there to choose one that is made large."""
-    changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What a row changes in the settings of every column, by its key."""
+    cells: Mapping[tuple[str, str], Settings] = field(default_factory=dict)
+    """Of a sweep: the settings of every cell by the keys of row and column, in place of those of its column."""
     masks: tuple[str | None, ...] = ()
     protect: str | None = None
 
     def order(self, row: Head, column: Column) -> Order:
         """What is to be painted in a cell."""
-        settings = column.settings.changed(self.changes[row.key]) if row.key in self.changes else column.settings
+        settings = self.cells.get((row.key, column.head.key), column.settings)
         return Order(row.picture, column.styles, settings, column.style_title, self.masks, self.protect)
 
 

@@ -64,9 +64,13 @@ async def _table_page(request: web.Request, table: Table) -> web.Response:
 
 
 def _common_style(shelf: Shelf, table: Table) -> Context | None:
-    """The style of a table whose columns are settings."""
-    key = next((column.head.picture for column in table.columns if not column.shows_style), None)
-    return {"title": shelf.pictures[key].head.title, "picture": shelf.ready(key)} if key else None
+    """The style, or the first of several, of a table whose columns are settings."""
+    column = next((column for column in table.columns if not column.shows_style), None)
+    if column is None:
+        return None
+    known = shelf.pictures.get(column.head.picture)
+    title = known.head.title if known else column.style_title
+    return {"title": title, "picture": shelf.ready(column.head.picture)}
 
 
 def _columns(shelf: Shelf, table: Table) -> list[Context]:
@@ -118,7 +122,7 @@ async def show_job(request: web.Request) -> web.Response:
         "has_noise": bool(job.settings.noise.levels) and job.settings.start in ("content+noise", "noise"),
         "downloads": ("png", "jpeg", "webp") if job.result else (),
         "steering_dials": steering.DIALS,
-        "dial_range": {"low": dials.LOW, "high": dials.HIGH},
+        "dial_range": {"low": f"{dials.LOW:g}", "high": f"{dials.HIGH:g}"},
         "reading": steering.reading(job),
         "style_weights": list(zip(steering.style_titles(job), steering.weights(job), strict=True)),
     }

@@ -12,9 +12,10 @@ gets is small values and finished bytes.
 import asyncio
 import contextlib
 import gc
-import io
+import importlib.util
 import logging
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -605,14 +606,18 @@ class TorchBackend:
         return images.encode(images.resize(step.picture(), size), "jpeg", quality=85)
 
     def film(self, frames: Sequence[bytes]) -> tuple[bytes, str]:
-        """All frames at the size of the last."""
-        from PIL import Image  # noqa: PLC0415
+        """All frames at the size of the last; MP4 where PyAV is installed, else WebP."""
+        from core import images  # noqa: PLC0415
+        from core.film import Film  # noqa: PLC0415
 
-        pictures = [Image.open(io.BytesIO(frame)) for frame in frames]
-        same = [picture.resize(pictures[-1].size) for picture in pictures]
-        stream = io.BytesIO()
-        same[0].save(stream, "WEBP", save_all=True, append_images=same[1:], duration=80, quality=80)
-        return stream.getvalue(), "webp"
+        last = images.probe(frames[-1])
+        suffix = "webp" if importlib.util.find_spec("av") is None else "mp4"
+        with tempfile.TemporaryDirectory(prefix="pyramid-style-") as folder:
+            path = Path(folder) / f"film.{suffix}"
+            with Film(path, (last.height, last.width)) as film:
+                for frame in frames:
+                    film.add(images.read(frame).pixels)
+            return path.read_bytes(), suffix
 
     def out_of_memory(self, error: BaseException) -> bool:
         """On CUDA there is a class for it, elsewhere only words."""
