@@ -208,15 +208,14 @@ class Transfer:
         styles = self._colours.styles
         if len(styles) == 1 and self.guidance.is_plain:
             return styles[0]
-        return Mixture(styles, self.guidance.shares(self.size, self._style_weights))
+        return Mixture(styles, self.guidance.shares(self.size, self._style_weights(self.settings)))
 
-    @property
-    def _style_weights(self) -> list[float]:
-        return [self._steering.settings.style(number).weight for number in range(len(self.styles))]
+    def _style_weights(self, settings: Settings) -> list[float]:
+        return [settings.style(number).weight for number in range(len(self.styles))]
 
     def finish(self, picture: Tensor) -> Tensor:
         """The picture as it is shown and written, of one [1, 3, H, W] that is optimised; on the CPU, in [0, 1]."""
-        finished = self._colours.finish(picture, self._style_weights)
+        finished = self._colours.finish(picture, self._style_weights(self._steering.settings))
         if self.guidance.protect is None:
             return finished
         size = (picture.shape[2], picture.shape[3])

@@ -141,6 +141,7 @@ def _options(arguments: Namespace) -> dict[str, Any]:
         "name": arguments.optimizer,
         "iterations": arguments.iterations,
         "coarse_iterations": arguments.iterations,
+        "level_iterations": None if arguments.iterations is None else [],
     }
     trial = 0 if arguments.sweep or arguments.interpolate is not None else None
     general = {
