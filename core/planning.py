@@ -32,6 +32,9 @@ _FREED_BYTES = {"cpu": 0.37 * GIB, "mps": 0.37 * GIB, "cuda": 0.0}
 """What the allocator keeps of bands that were freed; GPU memory is given back."""
 _BAND_BYTES = {"cpu": 8 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
 """Size of one activation of a band: on a CPU small enough for the caches, on a GPU large enough to fill it."""
+_BAND_ROWS = 16
+"""Least rows of a band for every convolution of its block. Each reads a row more on either side, and those rows are
+computed twice: an eighth of the work at this height."""
 _HELD_VECTORS = 6
 """While the network is evaluated: point, gradient, trial, its picture, the offset, and the start in 16 bit."""
 _PASSING_VECTORS = 3
@@ -168,11 +171,11 @@ class _Case:
         """Every block in bands of about `_BAND_BYTES`, none kept: the least memory."""
         band = _BAND_BYTES.get(self.device.type, _BAND_BYTES["cpu"])
         width = self.size(level)[1]
-        rows = [
-            int(band / (max(channels) * max(1, width >> block) * self.model.item))
-            for block, channels in enumerate(self.model.blocks)
-        ]
-        return tuple(BlockTiling(max(8, count // 2 * 2), keep=False) for count in rows)
+        tiling = []
+        for block, channels in enumerate(self.model.blocks):
+            rows = int(band / (max(channels) * max(1, width >> block) * self.model.item))
+            tiling.append(BlockTiling(max(_BAND_ROWS * len(channels), rows // 2 * 2), keep=False))
+        return tuple(tiling)
 
     def tiling(self, level: int, available: float) -> Tiling | None:
         """The tiling that keeps as much as fits, the deepest blocks first; None where none fits."""
@@ -219,12 +222,10 @@ class _Case:
     def operations(self, chosen: Plan) -> float:
         """Arithmetic of a whole run: the evaluations of every stage, each of all its levels."""
         per_level = {level: self.model.operations(self.size(level), chosen.tilings[level]) for level in self.levels}
-        optimizer = self.settings.optimizer
-        total = optimizer.iterations * sum(per_level.values())
-        if self.settings.all_levels and optimizer.schedule == "coarse-first":
-            for finest in range(self.settings.levels):
-                total += optimizer.coarse_iterations * sum(per_level[level] for level in range(finest + 1))
-        return total
+        iterations = self.settings.stage_iterations()
+        finest = range(self.settings.levels + 1 - len(iterations), self.settings.levels + 1)
+        per_stage = [sum(cost for level, cost in per_level.items() if level <= last) for last in finest]
+        return sum(count * cost for count, cost in zip(iterations, per_stage, strict=True))
 
 
 def _case(

@@ -267,7 +267,7 @@ def test_frames_repeated_by_a_new_stage_are_written_once(stylize: Command, monke
 
 def settings(*options: object) -> Settings:
     argv = ["stylize", "a.png", "b.png", "-o", "c.png", *(str(option) for option in options)]
-    return for_stylize(parse(argv))[0]
+    return for_stylize(parse(argv)).settings
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,7 @@ def work(settings: Settings, step: Step) -> tuple[float, float]:
     Iterations of a finer stage take longer, in proportion to the pixels of its levels, each four times the last's.
     """
     stages = step.stages
-    coarse = settings.optimizer.coarse_iterations
-    planned = [coarse] * (stages - 1) + [settings.optimizer.iterations]
+    planned = settings.stage_iterations()
     cost = [sum(4.0**level for level in range(stage + 1)) for stage in range(stages)]
     total = sum(count * each for count, each in zip(planned, cost, strict=True))
     later = slice(step.stage + 1, None)
@@ -62,6 +61,10 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+    def follow(self, settings: Settings) -> None:
+        """Turns to another run, of these settings."""
+        self._settings, self._stage = settings, -1
 
     def phase(self, text: str) -> None:
         """Says what goes on before the first step."""

@@ -66,6 +66,7 @@ class _Painter:
         """The run of a cell and its last step; none where it was interrupted."""
         self._display.phase(what)
         self._display.note(what)
+        self._display.follow(cell.settings)
         run = self._transfer if cell.settings == self._transfer.settings else self._transfer.varied(cell.settings)
         self._interruption.patient = True
         step = None
