@@ -670,8 +670,9 @@ class Scheduler:
             try:
                 await self.commit(_nothing)  # absorbs what other processes changed
                 self._expect()
+                busy = self.busy  # asked once: with a thousand slots, asking for each would hold up the loop
                 for slot in self._executor.slots():
-                    if slot.name not in self.busy:
+                    if slot.name not in busy:
                         await self._fill(slot)
             except StorageError as error:
                 log.error("no job can be started: %s", error)
