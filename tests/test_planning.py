@@ -1,0 +1,115 @@
+"""Plans keep to their limits, and what they foretell follows from sizes, network and settings."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import config, planning, weights
+from core.errors import MemoryLimitError
+from core.planning import GIB
+from core.pyramid import level_size
+from core.weights import Weights
+from tests import miniatures
+
+CPU = torch.device("cpu")
+CONTENT, STYLES = (2048, 3072), [(1000, 1500)]
+
+
+@pytest.fixture(scope="module")
+def compact() -> Weights:
+    return weights.load("compact")
+
+
+def planned(network: Weights, **changes: object) -> planning.Plan:
+    return planning.plan(config.load(changes={"network": "compact", **changes}), CONTENT, STYLES, CPU, network)
+
+
+@settings(deadline=None, max_examples=40)
+@given(limit=st.floats(0.5, 40), levels=st.integers(0, 6))
+def test_a_plan_keeps_to_the_limit_or_is_refused(limit: float, levels: int) -> None:
+    network = weights.load("compact")
+    try:
+        found = planned(network, max_memory=limit, levels=levels)
+    except MemoryLimitError as error:
+        assert f"level {levels} needs at least" in str(error)
+    else:
+        assert found.memory_bytes <= limit * GIB
+
+
+def test_the_refusal_names_the_largest_level_that_fits_and_what_would_do(compact: Weights) -> None:
+    with pytest.raises(MemoryLimitError) as caught:
+        planned(compact, max_memory=2.0, levels=5)
+    words = str(caught.value)
+    fits = int(words.partition("--levels ")[2][0])
+    planned(compact, max_memory=2.0, levels=fits)
+    with pytest.raises(MemoryLimitError):
+        planned(compact, max_memory=2.0, levels=fits + 1)
+    enough = float(words.rpartition("or allow ")[2].split()[0])
+    planned(compact, max_memory=enough, levels=5)
+
+
+def test_less_memory_means_bands_then_a_shorter_history_in_16_bit(compact: Weights) -> None:
+    roomy, tight = planned(compact, levels=3, max_memory=20), planned(compact, levels=3, max_memory=3)
+    assert all(block.keep for block in roomy.tilings[3])
+    assert not roomy.half_history
+    assert not all(block.keep for block in tight.tilings[3])
+    assert tight.half_history
+    assert tight.history <= roomy.history
+
+
+def test_no_plan_depends_on_what_is_free_at_the_moment(compact: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned(compact, levels=4)
+    ballast = torch.ones(64 * 2**20)
+    assert planned(compact, levels=4) == before
+    assert ballast.numel()
+
+
+def test_bands_are_even_and_higher_than_what_they_read_twice(compact: Weights) -> None:
+    for level, tiling in enumerate(planned(compact, levels=4, max_memory=7).tilings):
+        for block, convolutions in zip(tiling, (2, 2, 4), strict=True):
+            assert block.rows % 2 == 0, level
+            assert block.rows >= 8 * 2 * convolutions
+
+
+def test_memory_grows_with_the_level_the_history_and_the_styles(compact: Weights) -> None:
+    needs = [planned(compact, levels=level, max_memory=100).memory_bytes for level in range(6)]
+    assert needs == sorted(needs)
+    long = planned(compact, levels=2, max_memory=100, optimizer={"history": 30})
+    short = planned(compact, levels=2, max_memory=100, optimizer={"history": 10})
+    vector = 12 * 1024 * 1536
+    assert long.memory_bytes - short.memory_bytes == 20 * 2 * vector
+
+
+def test_operations_by_hand(tmp_path: Path) -> None:
+    """Two stages of a network with 4, 4, 6 channels: convolutions forward and back, four products of Gram matrices."""
+    network = weights.load("vgg19-oxford", miniatures.save(miniatures.vgg(3), tmp_path))
+    optimizer = {"coarse_iterations": 5, "iterations": 3}
+    chosen = config.load(changes={"network": "vgg19-oxford", "levels": 1, "optimizer": optimizer})
+    plan = planning.plan(chosen, (40, 60), [(40, 60)], CPU, network)
+
+    def level(number: int) -> float:
+        height, width = level_size((40, 60), number)
+        quarter = (height // 2) * (width // 2)
+        convolutions = 2 * 2 * 9 * ((3 * 4 + 4 * 4) * height * width + 4 * 6 * quarter)
+        return convolutions + 8 * (4 * 4 * height * width + 6 * 6 * quarter)
+
+    assert planning.operations(chosen, (40, 60), CPU, network, plan) == (5 + 3) * level(0) + 3 * level(1)
+
+
+def test_time_is_foretold_from_the_last_run(compact: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    chosen = config.load(changes={"network": "compact", "levels": 1})
+    assert planning.estimate(chosen, CONTENT, STYLES, "cpu").seconds is None
+    planning.remember_speed("compact", chosen, CPU, operations=6e12, seconds=3.0)
+    plan = planning.plan(chosen, CONTENT, STYLES, CPU, compact)
+    expected = planning.operations(chosen, CONTENT, CPU, compact, plan) / 2e12
+    assert planning.estimate(chosen, CONTENT, STYLES, "cpu").seconds == pytest.approx(expected)
+    float32 = chosen.changed({"precision": "float32"})
+    assert (
+        planning.estimate(chosen, CONTENT, STYLES, "cpu").memory_bytes
+        <= dataclasses.replace(planning.estimate(float32, CONTENT, STYLES, "cpu")).memory_bytes
+    )
