@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import torch
 
-from core import __version__, images, noise
+from core import __version__, colours, images, noise
 from core.cli import files, pictures
 from core.config import Settings
 from core.errors import ImageError
@@ -57,5 +57,5 @@ def _picture(settings: Settings, size: Size, style: Picture, content: Picture | 
     generator = torch.Generator().manual_seed(settings.seed)
     if content is None:
         return noise.noise_alone(settings.noise, size, style.pixels, generator)
-    photograph = images.resize(content.pixels, size).clamp(0, 1)
-    return noise.blend(settings.noise, photograph, style.pixels, generator)
+    seen = colours.prepare(settings.colour, content.pixels, [style.pixels])
+    return noise.blend(settings.noise, images.resize(seen.content, size).clamp(0, 1), seen.styles[0], generator)
