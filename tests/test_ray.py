@@ -60,9 +60,18 @@ async def test_without_ray_the_operator_is_told_what_to_install(
             pass
 
 
-async def test_a_client_address_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="ray start --address"):
-        RayExecutor(tmp_path, StudioSettings(ray=RaySettings(address="ray://10.0.0.1:10001")))
+@installed
+@pytest.mark.parametrize(
+    ("address", "complaint"),
+    [
+        ("ray://10.0.0.1:10001", "ray start --address"),
+        ("127.0.0.1:1", "no Ray cluster at 127.0.0.1:1 .*Start the cluster's head"),
+        ("somewhere", "no Ray cluster at somewhere"),
+    ],
+)
+def test_an_address_where_no_cluster_is_is_refused_at_once(tmp_path: Path, address: str, complaint: str) -> None:
+    with pytest.raises(DeviceError, match=complaint):
+        RayExecutor(tmp_path, StudioSettings(ray=RaySettings(address=address)))
 
 
 def test_the_operator_decides_in_the_data_directory(tmp_path: Path) -> None:

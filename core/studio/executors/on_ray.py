@@ -233,6 +233,8 @@ class RayExecutor:
             except self._ray.exceptions.RayTaskError as error:
                 raise _cause(error) from None
             except self._ray.exceptions.RayError:
+                if staff in self._reserved.values():  # its run hears of it by itself
+                    break
                 await self._end(staff)
         return await self._ask(self._rough_estimate, run)
 
@@ -486,7 +488,11 @@ class RayExecutor:
         """Whether a process went away or its whole machine."""
         if isinstance(error, self._ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False):
             return LostRunError(f"the machine {staff.node.name} can't be reached any more", machine=True)
-        if staff.node.id not in {node.id for node in await self._ask(nodes)}:
+        try:
+            gone = staff.node.id not in {node.id for node in await self._ask(nodes)}
+        except Exception:  # nobody can be asked: it isn't the job that did this
+            gone = True
+        if gone:
             return LostRunError(f"the machine {staff.node.name} went away", machine=True)
         return LostRunError(f"the worker on {staff.node.name} ended: {_reason(error)}")
 

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import socket
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from core.studio.jobs import RaySettings
 _KEPT_BYTES = 512 * 2**20
 """Pictures that stay in the object store in case a next job uses them, too."""
 _KEPT_HASHES = 10_000
+_CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,6 @@ def connect(settings: RaySettings) -> bool:
         DeviceError: Ray isn't installed, or there is no cluster at the address.
     """
     address = settings.address
-    if address and "://" in address:
-        remedy = (
-            "Make this machine a node (ray start --address=… --num-cpus=0 --num-gpus=0) and set the address to auto"
-        )
-        raise DeviceError(f"'{address}' is the address of a Ray client, and the studio must run on a node", remedy)
     # Read by Ray while it is imported: a cluster of this machine alone listens on the loopback interface alone.
     if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -51,6 +48,8 @@ def connect(settings: RaySettings) -> bool:
         import ray  # noqa: PLC0415
     except ImportError:
         raise DeviceError("the executor is ray, and Ray isn't installed", "pip install -e '.[ray]'") from None
+    if address not in (None, "auto"):
+        _check_address(address)
     if ray.is_initialized():
         return False
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -63,6 +62,19 @@ def connect(settings: RaySettings) -> bool:
             f"the Ray cluster {address or 'here'} can't be used: {reason}", "See docs/cluster.md"
         ) from None
     return True
+
+
+def _check_address(address: str) -> None:
+    """Says at once what Ray would find out after minutes."""
+    if "://" in address:
+        remedy = "Make this machine a node (ray start --address=HOST:PORT --num-cpus=0) and set the address to auto"
+        raise DeviceError(f"'{address}' is the address of a Ray client, and the studio must run on a node", remedy)
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        remedy = "Start the cluster's head first, and give its address as HOST:PORT; see docs/cluster.md"
+        raise DeviceError(f"there is no Ray cluster at {address} ({error})", remedy) from None
 
 
 def nodes() -> list[Node]:
