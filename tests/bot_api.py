@@ -24,6 +24,7 @@ SPOKEN = {
     "sendMessage",
     "sendPhoto",
     "sendDocument",
+    "sendAnimation",
     "editMessageText",
     "editMessageCaption",
     "editMessageMedia",
@@ -361,6 +362,23 @@ class BotApi:
         }
         return self._post(params, document=document, **_captioned(params))
 
+    async def _send_animation(self, params: dict[str, Any]) -> Any:
+        value = params["animation"]
+        assert isinstance(value, Upload)
+        if len(value.data) > 50 * MIB:
+            raise Refused(413, "Request Entity Too Large")
+        file_id = self.add_file(value.data)
+        animation = {
+            "file_id": file_id,
+            "file_unique_id": file_id[-8:],
+            "width": 64,
+            "height": 32,
+            "duration": 1,
+            "file_name": value.name,
+            "mime_type": "video/mp4",
+        }
+        return self._post(params, animation=animation, **_captioned(params))
+
     async def _edit_message_text(self, params: dict[str, Any]) -> Any:
         message = self._editable(params)
         if "text" not in message:
@@ -631,6 +649,10 @@ class Person:
     @property
     def documents(self) -> list[dict[str, Any]]:
         return [message for message in self.heard if "document" in message]
+
+    @property
+    def films(self) -> list[dict[str, Any]]:
+        return [message for message in self.heard if "animation" in message]
 
     @property
     def photos(self) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ async def test_pending_paintings_are_capped(api: BotApi, tmp_path: Path) -> None
     person, gate = Person(api, 7), Gate()
     async with running(api, tmp_path, Sketch(5, hook=gate), pending_per_user=2) as stage:
         person.sends_album(flat(RED), flat(BLUE), flat(GREEN), flat((1, 1, 1)))
-        person.presses(await person.hears("Shall I make 3 paintings?"), "Yes")
+        person.presses(await person.hears("Shall I make 3 paintings"), "Yes")
         await person.hears("You already have 2 on the easel.")
         gate.open()
         await person.receives(2)

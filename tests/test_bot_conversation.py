@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from core import config, images
+from core import config, dials, images
 from core.studio.jobs import Run
 from tests.bot_api import BotApi, Person
 from tests.bot_doubles import (
@@ -123,14 +123,14 @@ async def test_of_three_the_others_are_styles_in_turn(api: BotApi, tmp_path: Pat
     person = Person(api, 7)
     async with running(api, tmp_path):
         person.sends_album(flat(RED), flat(BLUE), flat(GREEN))
-        question = await person.hears("Shall I make 2 paintings?")
+        question = await person.hears("Shall I make 2 paintings")
         person.presses(question, "Yes, 2")
         await person.receives(2)
         assert sorted(map(str, results(person))) == sorted([str((RED, BLUE)), str((RED, GREEN))])
         await api.until(lambda: "reply_markup" not in question)
 
         person.sends_album(flat(GREY), flat(BLUE), flat(GREEN))
-        person.presses(await person.hears("Shall I make 2 paintings?", 2), "Only the first")
+        person.presses(await person.hears("Shall I make 2 paintings", 2), "Only the first")
         await person.receives(3)
         assert results(person)[2] == (GREY, BLUE)
 
@@ -275,12 +275,58 @@ async def test_again_stronger_weaker_larger_swap_and_as_file(api: BotApi, tmp_pa
     assert first.loss.content_weight == pytest.approx(usual.loss.content_weight)
     assert again == first.changed({"seed": again.seed})
     assert again.seed != first.seed
-    assert stronger.loss.content_weight == pytest.approx(first.loss.content_weight / 3)
-    assert weaker.loss.content_weight == pytest.approx(first.loss.content_weight * 3)
-    assert weaker.noise.strength < first.noise.strength <= stronger.noise.strength
+    assert stronger == dials.apply(first, {"style": 6})
+    assert weaker == dials.apply(first, {"style": 4})
+    assert weaker.loss.style_weight < first.loss.style_weight < stronger.loss.style_weight
     assert larger == first.changed({"levels": first.levels + 1})
     sent = [message["document"]["file_id"] for message in person.documents]
     assert sent[6] == sent[0], "the file is sent again, not uploaded again"
+
+
+async def test_an_album_of_styles_in_one_painting_by_their_weights(api: BotApi, tmp_path: Path) -> None:
+    person = Person(api, 7)
+    async with running(api, tmp_path) as stage:
+        person.sends_album(flat(RED), flat(BLUE), flat(GREEN), captions=("", "", "2,5"))
+        person.presses(await person.hears("the other 2 are styles"), "One, with all styles")
+        await person.receives()
+        job = await stage.job()
+        shown = [images.read(await stage.studio.input_bytes(style)).pixels.mean((0, 2, 3)) for style in job.styles]
+        assert len(await stage.studio.jobs()) == 1
+        buttons = str(person.photos[-1]["reply_markup"])
+    assert [style.argmax().item() for style in shown] == [2, 1], "blue, then green"
+    assert [style.weight for style in job.settings.styles] == [1.0, 2.5]
+    assert "Swap" not in buttons and "Again" in buttons
+
+
+async def test_a_film_comes_with_the_painting_where_it_is_set(api: BotApi, tmp_path: Path) -> None:
+    person = Person(api, 7)
+    async with running(api, tmp_path):
+        person.says("/settings")
+        panel = await person.hears("Settings of this chat")
+        person.presses(panel, "With a film")
+        await api.until(partial(contains, panel, "• With a film"))
+        person.sends_album(flat(RED), flat(BLUE))
+        await api.until(lambda: person.films)
+        await person.hears("Done.")
+    (film,) = person.films
+    assert film["caption"] == "How it came to be."
+    assert len(person.documents) == 1
+    assert "Film" in str(person.photos[-1]["reply_markup"])
+
+
+async def test_a_film_of_a_finished_painting_comes_alone(api: BotApi, tmp_path: Path) -> None:
+    person = Person(api, 7)
+    async with running(api, tmp_path) as stage:
+        person.sends_album(flat(RED), flat(BLUE))
+        await person.receives()
+        await person.hears("Done.")
+        person.presses(person.photos[-1], "Film")
+        await api.until(lambda: person.films)
+        await person.hears("Done.", 2)
+        first, second = reversed(await stage.studio.jobs())
+    assert len(person.documents) == 1, "the painting is there already"
+    assert first.settings == second.settings
+    assert (first.film, second.film) == (False, True)
 
 
 async def test_a_button_pressed_twice_makes_one_painting(api: BotApi, tmp_path: Path) -> None:
@@ -387,10 +433,19 @@ async def test_settings_are_remembered_and_used(api: BotApi, tmp_path: Path) -> 
         for button, shown in [
             ("256 px", "• 256 px"),
             ("Gentle", "• Gentle"),
-            ("+1", "• +1"),
             ("Colours of the photo", "• Colours of the photo"),
         ]:
             person.presses(panel, button)
+            await api.until(partial(contains, panel, shown))
+        for pressed, shown in [
+            ("style:6", "Style 6"),
+            ("style:7", "Style 7"),
+            ("content:4", "Content 4"),
+            ("noise:10", "Noise 10"),
+            ("noise:11", "Noise 10"),
+            ("content:5", "Content 5"),
+        ]:
+            person.presses_data(panel, f"set:7:{pressed}")
             await api.until(partial(contains, panel, shown))
     async with running(api, tmp_path) as stage:  # and after a restart
         person.presses(panel, "Русский")
@@ -401,12 +456,9 @@ async def test_settings_are_remembered_and_used(api: BotApi, tmp_path: Path) -> 
         job = await stage.job()
         light = config.load("light")
         assert job.settings.levels == 0
-        assert job.settings.loss.content_weight == pytest.approx(light.loss.content_weight / 3)
-        assert job.settings.noise.strength == pytest.approx(min(1.0, light.noise.strength * 1.3))
-        style = images.read(await stage.studio.input_bytes(job.styles[0])).pixels
-    assert style.mean((0, 2, 3)).tolist() == pytest.approx([200 / 255, 0, 0], abs=0.01), (
-        "the style in the photo's colours"
-    )
+        assert job.settings == dials.apply(
+            light.changed({"levels": 0, "colour": "content"}), {"style": 7, "content": 5, "noise": 10}
+        )
 
 
 async def test_commands_are_in_the_menu_in_every_language(api: BotApi, tmp_path: Path) -> None:

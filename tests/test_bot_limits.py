@@ -1,4 +1,4 @@
-"""Sizes and paces, against what Telegram's documentation says; colours, against a reference of their own."""
+"""Sizes, paces and choices: against what Telegram says, and what `core` makes of them."""
 
 import asyncio
 import datetime
@@ -8,19 +8,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from telegram.error import RetryAfter
 
-from core import images
+from core import config, images
 from core.errors import ImageError
 from tests.bot_doubles import fill_gallery, flat
-from ui.bot.choices import settings_of
+from ui.bot.choices import settings_of, weight_in
 from ui.bot.gallery import Gallery
 from ui.bot.limits import CLOUD, MIB, Pace, Pacer, seconds_of
-from ui.bot.pictures import Workshop, as_document, as_photo, matched, stripped
+from ui.bot.pictures import Workshop, as_document, as_photo, stripped
 from ui.bot.records import Choices
 
 
@@ -87,32 +86,32 @@ def test_what_comes_loses_its_metadata_and_nothing_else() -> None:
     assert not kept.getexif()
 
 
-# ── Colours ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Choices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_style_takes_mean_and_covariance_of_the_photo() -> None:
-    generator = torch.Generator().manual_seed(1)
-    mixing = torch.tensor([[0.10, 0.05, 0.0], [0.0, 0.08, 0.02], [0.03, 0.0, 0.06]])
-    content = (0.5 + torch.einsum("ij,njhw->nihw", mixing, torch.randn(1, 3, 90, 70, generator=generator))).clamp(0, 1)
-    style = 0.2 + 0.5 * torch.rand(1, 3, 64, 80, generator=generator)
-    result = matched(style, content)
-    assert result.shape == style.shape
-    wanted = content.double().numpy().reshape(3, -1)
-    found = result.double().numpy().reshape(3, -1)
-    np.testing.assert_allclose(found.mean(1), wanted.mean(1), atol=2e-3)
-    np.testing.assert_allclose(np.cov(found), np.cov(wanted), atol=5e-4)
+def test_choices_become_settings() -> None:
+    usual = settings_of(Choices(), {})
+    assert usual == config.load(changes={"levels": 1})
+    chosen = Choices(level=2, content=7, style=6, noise=0, colours="palette", seed=9)
+    found = settings_of(chosen, {"network": "compact"}, [1.0, 2.0])
+    assert (found.network, found.levels, found.seed, found.colour) == ("compact", 2, 9, "palette")
+    assert found.loss.content_weight == pytest.approx(usual.loss.content_weight * 10 ** (2 / 2.5))
+    assert found.loss.style_weight == pytest.approx(usual.loss.style_weight * 10 ** (1 / 2.5))
+    assert found.noise.strength == 0
+    assert [style.weight for style in found.styles] == [1.0, 2.0]
 
 
-def test_a_grey_style_survives_having_its_colours_matched() -> None:
-    result = matched(torch.full((1, 3, 16, 16), 0.5), torch.rand(1, 3, 16, 16))
-    assert bool(result.isfinite().all())
+def test_what_was_chosen_in_former_versions_is_understood() -> None:
+    kept = {"level": 0, "preset": "light", "strength": -1, "colours": "photo", "seed": 3}
+    assert Choices.model_validate(kept) == Choices(level=0, preset="light", style=4, colours="matched", seed=3)
 
 
-def test_strength_moves_weight_from_photo_to_style() -> None:
-    weights = [settings_of(Choices(strength=step), {}).loss.content_weight for step in (-1, 0, 1)]
-    assert weights[0] == pytest.approx(3 * weights[1])
-    assert weights[2] == pytest.approx(weights[1] / 3)
-    assert settings_of(Choices(), {"network": "compact"}).network == "compact"
+@pytest.mark.parametrize(
+    ("caption", "weight"),
+    [("2", 2.0), (" 0,5 ", 0.5), ("×3", 3.0), ("1.25", 1.25), ("", 1.0), (None, 1.0), ("two", 1.0), ("2 cats", 1.0)],
+)
+def test_a_number_as_a_caption_is_a_weight(caption: str | None, weight: float) -> None:
+    assert weight_in(caption) == weight
 
 
 # ── The gallery ──────────────────────────────────────────────────────────────────────────────────────────────────────

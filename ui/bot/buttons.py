@@ -4,9 +4,9 @@ import time
 from typing import Any, Literal
 
 from ui.bot import keyboards
-from ui.bot.choices import COLOURS, STRENGTHS, presets, side_of
+from ui.bot.choices import COLOURS, DIALS, MARKS, presets, side_of
 from ui.bot.delivery import Desk, Errands, reply_to
-from ui.bot.promises import Promises
+from ui.bot.promises import Promises, Wanted
 from ui.bot.records import ChatMemory, Draft, Reply, Shelf, Source, Task, name_of
 from ui.bot.scenes import Handler, Replies, Scene, scene_of
 from ui.bot.texts import languages
@@ -69,7 +69,7 @@ class Buttons:
         task_id = name_of("style", draft.id, key)
         scene.answer(self._desk.courier, "press.already" if self._desk.tasks.get(task_id) else "")
         await self._drafts.put(draft.id, draft.model_copy(update={"open": False}))
-        return await self._promises.make(draft, scene.texts, [(task_id, draft.content, source)])
+        return await self._promises.make(draft, scene.texts, [Wanted(task_id, draft.content, source)])
 
     async def _put_aside(self, scene: Scene, draft: Draft) -> Replies:
         scene.answer(self._desk.courier)
@@ -87,9 +87,7 @@ class Buttons:
         if which == keyboards.NOTHING:
             return await self._put_aside(scene, draft)
         scene.answer(self._desk.courier)
-        styles = draft.styles if which == "all" else draft.styles[:1]
-        wanted = [(name_of("album", draft.id, number), draft.content, style) for number, style in enumerate(styles)]
-        replies = await self._promises.make(draft, scene.texts, wanted)
+        replies = await self._promises.make(draft, scene.texts, _paintings(draft, draft.content, which))
         return [Reply(place=scene.place, kind="strip"), *replies]
 
     # Paintings
@@ -113,7 +111,7 @@ class Buttons:
         return []
 
     async def _more(self, scene: Scene) -> Replies:
-        """Again, stronger, weaker, larger, swapped: another painting from the same pictures."""
+        """Again, stronger, weaker, larger, swapped, filmed: another painting from the same pictures."""
         task, verb, query = self._pressed_task(scene), scene.args[-1], scene.update.callback_query
         if task is None or query is None:
             return []
@@ -132,21 +130,23 @@ class Buttons:
 
     def _varied(self, task: Task, verb: str, task_id: str) -> Task | None:
         """The task that a button asks for; none where this person may not have it."""
-        choices, content, style = task.choices, task.content, task.style
+        choices, content, style, further = task.choices, task.content, task.style, task.further
         match verb:
             case "again":
                 choices = choices.model_copy(update={"seed": int(task_id[:8], 16)})
             case "stronger" | "weaker":
-                strength = choices.strength + (1 if verb == "stronger" else -1)
-                if strength not in STRENGTHS:
+                mark = choices.style + (1 if verb == "stronger" else -1)
+                if mark not in MARKS:
                     return None
-                choices = choices.model_copy(update={"strength": strength})
+                choices = choices.model_copy(update={"style": mark})
+            case "film":
+                choices = choices.model_copy(update={"film": True})
             case "larger":
                 if choices.level >= self._desk.access.highest_level(task.user):
                     return None
                 choices = choices.model_copy(update={"level": choices.level + 1})
             case "swap":
-                content, style = style, content
+                content, style, further = style, content, ()
         return Task(
             id=task_id,
             place=task.place,
@@ -154,6 +154,7 @@ class Buttons:
             language=task.language,
             content=content,
             style=style,
+            further=further,
             choices=choices,
             parent=task.id,
             verb=verb,
@@ -185,8 +186,9 @@ class Buttons:
         known: dict[str, dict[str, Any]] = {
             "level": {str(level): level for level in range(self._desk.access.highest_level(user) + 1)},
             "preset": {preset.name: preset.name for preset in presets()},
-            "strength": {str(step): step for step in STRENGTHS},
             "colours": {name: name for name in COLOURS},
+            "film": {"no": False, "yes": True},
+            **{dial: {str(mark): mark for mark in MARKS} for dial in DIALS},
         }
         if field == "language":
             return memory.model_copy(update={"language": value if value in languages() else None})
@@ -224,3 +226,12 @@ class Buttons:
             return True
         scene.answer(self._desk.courier, "press.not_yours", alert=True)
         return False
+
+
+def _paintings(draft: Draft, content: Source, which: str) -> list[Wanted]:
+    """What is wanted of an album: all styles one after the other, all in one painting, or only the first."""
+    if which == "mix":
+        first, *further = draft.styles
+        return [Wanted(name_of("album", draft.id, "mix"), content, first, tuple(further))]
+    styles = draft.styles if which == "all" else draft.styles[:1]
+    return [Wanted(name_of("album", draft.id, number), content, style) for number, style in enumerate(styles)]

@@ -1,43 +1,48 @@
 """What a person may choose in a chat, and the settings of `core` that it stands for."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
-from core import config
-from core.config import Settings
+from core import config, dials
+from core.config import Colour, Settings
 from ui.bot.records import Choices
 
-STRENGTHS = range(-2, 3)
-"""Steps of strength that can be chosen."""
-COLOURS = ("style", "photo")
+MARKS = range(int(dials.LOW), int(dials.HIGH) + 1)
+"""Where a dial may stand."""
+MIDDLE = int(dials.PRESET)
+"""Where it leaves everything as the look has it."""
+DIALS = tuple(dial.name for dial in dials.DIALS)
+COLOURS: tuple[Colour, ...] = get_args(Colour)
+MOST_STYLES = 8
+"""In one painting."""
 
-_CONTENT_PER_STEP = 3.0
-"""The photograph's weight is divided by this at each step up."""
-_NOISE_PER_STEP = 1.3
-"""And the noise, in which styles take root on flat ground, multiplied by this."""
+_WEIGHT = re.compile(r"\s*(?:×|x)?\s*(\d{1,3}(?:[.,]\d{1,3})?)\s*", re.IGNORECASE)
 
 
-def settings_of(choices: Choices, changes: Mapping[str, Any]) -> Settings:
+def settings_of(choices: Choices, changes: Mapping[str, Any], weights: Sequence[float] = ()) -> Settings:
     """Core's settings for a person's choices.
 
     Args:
         choices: Of the person.
         changes: The operator's, laid over the preset.
+        weights: Of the styles, where there are several.
 
     Raises:
         SettingsError: The preset is not there any more.
     """
-    preset = config.load(choices.preset, changes)
-    noise = min(1.0, preset.noise.strength * _NOISE_PER_STEP**choices.strength)
-    return preset.changed(
-        {
-            "levels": choices.level,
-            "seed": choices.seed,
-            "loss": {"content_weight": preset.loss.content_weight / _CONTENT_PER_STEP**choices.strength},
-            "noise": {"strength": noise},
-        }
-    )
+    chosen: dict[str, Any] = {"levels": choices.level, "seed": choices.seed, "colour": choices.colours}
+    if len(weights) > 1:
+        chosen["styles"] = [{"weight": weight} for weight in weights]
+    turned = {"content": choices.content, "style": choices.style, "noise": choices.noise}
+    return dials.apply(config.load(choices.preset, changes).changed(chosen), turned)
+
+
+def weight_in(caption: str | None) -> float:
+    """How a style counts, where its caption is nothing but a number."""
+    found = _WEIGHT.fullmatch(caption or "")
+    return float(found[1].replace(",", ".")) if found else 1.0
 
 
 @cache

@@ -11,7 +11,7 @@ from ui.bot.buttons import Buttons
 from ui.bot.delivery import Desk, Errands, open_tasks, reply_to
 from ui.bot.inbox import Inbox
 from ui.bot.pictures import picture_in
-from ui.bot.promises import Promises
+from ui.bot.promises import Promises, Wanted
 from ui.bot.records import Album, ChatMemory, Draft, Part, Reply, Shelf, Source, name_of, owner_of
 from ui.bot.scenes import Handler, Replies, Scene
 from ui.bot.texts import Texts, texts
@@ -180,7 +180,7 @@ class Conversation:
         content, *styles = [part.source for part in album.parts if part.source]
         draft = Draft(id=name_of("album", key), place=place, user=album.user, album=key)
         if len(styles) == 1:
-            return await self._promises.make(draft, language, [(name_of("pair", key), content, styles[0])])
+            return await self._promises.make(draft, language, [Wanted(name_of("pair", key), content, styles[0])])
         draft = draft.model_copy(update={"content": content, "styles": tuple(styles), "open": not styles})
         await self._drafts.put(draft.id, draft)
         if not styles:
@@ -196,7 +196,8 @@ class Conversation:
         draft = self._open_draft(chat, scene.user)
         if draft and draft.place.message != part.message and (draft.content or draft.style):
             content, style = _halves(draft, source, part.message)
-            replies = await self._promises.make(self._draft(scene, draft.id), scene.texts, [(pair, content, style)])
+            wanted = [Wanted(pair, content, style)]
+            replies = await self._promises.make(self._draft(scene, draft.id), scene.texts, wanted)
             # After the promise: the other way round, a crash in between would leave the picture alone.
             await self._drafts.put(draft.id, draft.model_copy(update={"open": False}))
             return replies

@@ -188,6 +188,13 @@ class Courier:
             ),
         )
 
+    async def animation(self, place: Place, film: bytes, name: str, caption: str) -> Message:
+        """Sends a film that plays by itself, without sound."""
+        return await self._post(
+            place,
+            lambda chat, at: self.bot.send_animation(chat, film, caption=_caption(caption), filename=name, **at),
+        )
+
     async def document(
         self, place: Place, document: bytes | str, name: str | None, caption: str, keyboard: Keyboard = ()
     ) -> Message:

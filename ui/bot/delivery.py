@@ -25,7 +25,7 @@ from ui.bot.access import Access
 from ui.bot.choices import presets, settings_of
 from ui.bot.courier import Courier, UnreachableError
 from ui.bot.gallery import Gallery
-from ui.bot.pictures import Workshop, as_document, as_photo, recoloured, stripped
+from ui.bot.pictures import Workshop, as_document, as_photo, stripped
 from ui.bot.records import Keyboard, Place, Shelf, Source, Task
 from ui.bot.settings import BotSettings
 from ui.bot.texts import Texts, texts
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _DELETED = ("message to edit not found", "message can't be edited", "message_id_invalid")
 _BAR = 12
+_PLAYED = (".mp4", ".gif")
+"""Kinds of films that Telegram plays in a chat."""
 _AFTER_STUMBLING = 10.0
 
 
@@ -270,31 +272,34 @@ class Errand:
 
     async def _submit(self) -> Job | None:
         task, studio = self.task, self._desk.studio
-        settings = settings_of(task.choices, self._desk.settings.changes)
-        content, style = await self._input("content"), await self._input("style")
+        weights = [style.weight for style in task.styles]
+        settings = settings_of(task.choices, self._desk.settings.changes, weights)
+        content = await self._input(task.content)
+        await self._note(content=content)
+        styles = []
+        for style in task.styles:
+            styles.append(await self._input(style))
+            known = (*styles, *self.task.styles[len(styles) :])
+            await self._note(style=known[0], further=known[1:])
         if self.task.cancelled:
             return None
-        if task.choices.colours == "photo":
-            pictures = await studio.input_bytes(style), await studio.input_bytes(content)
-            style = await studio.add_input(task.owner, await self._desk.workshop.do(recoloured, *pictures))
         return await studio.submit(
             task.owner,
-            content,
-            [style],
+            content.input or "",
+            [style.input or "" for style in styles],
             settings,
+            film=task.choices.film,
             key=task.id,
             tags={"chat": str(task.place.chat), "task": task.id},
             keep_seconds=self._desk.settings.keep_seconds,
         )
 
-    async def _input(self, which: str) -> str:
-        """The studio's id of a picture, which is fetched if the studio doesn't have it (any more)."""
-        source: Source = getattr(self.task, which)
+    async def _input(self, source: Source) -> Source:
+        """A picture with the studio's id of it; it is fetched if the studio doesn't have it (any more)."""
         kept = await self._known(source)
         if kept is None:
             kept = await self._desk.studio.add_input(self.task.owner, await self._fetch(source))
-        await self._note(**{which: source.model_copy(update={"input": kept})})
-        return kept
+        return source.model_copy(update={"input": kept})
 
     async def _known(self, source: Source) -> str | None:
         """Where this task, or another of the same person, has had the picture fetched before."""
@@ -302,7 +307,7 @@ class Errand:
             other.input
             for task in self._desk.tasks
             if task.user == self.task.user
-            for other in (task.content, task.style)
+            for other in (task.content, *task.styles)
             if other.name == source.name and other.input
         )
         for kept in dict.fromkeys(same):
@@ -350,7 +355,16 @@ class Errand:
     # The result
 
     async def _deliver(self, job: Job) -> None:
-        """The photo, then the file; each once."""
+        """The photo, the file, the film; each once."""
+        if not self.task.only_film:
+            await self._deliver_picture(job)
+        if job.result and job.result.film and self.task.film is None:
+            self._desk.courier.busy(self.task.place, "upload_video")
+            path = await self._desk.studio.film_path(job.id)
+            film = await asyncio.to_thread(path.read_bytes)
+            await self._desk.courier.unit(self._send_film(job, film, path.suffix))
+
+    async def _deliver_picture(self, job: Job) -> None:
         data = await self._desk.studio.result_bytes(job.id)
         courier, limits = self._desk.courier, self._desk.settings.limits
         if self.task.photo is None:
@@ -385,6 +399,20 @@ class Errand:
         except BadRequest as error:
             log.error("task %s (job %s): Telegram refuses the file: %s", self.task_id, job.id, error)
             await self._note(document=0)
+
+    async def _send_film(self, job: Job, film: bytes, suffix: str) -> None:
+        """As an animation where Telegram plays its kind, else as a file."""
+        task, courier = self.task, self._desk.courier
+        name, caption = f"pyramid-style-{task.short_id}{suffix}", self._texts.say("result.film")
+        try:
+            if suffix in _PLAYED:
+                message = await courier.animation(task.place, film, name, caption)
+            else:
+                message = await courier.document(task.place, film, name, caption)
+            await self._note(film=message.message_id)
+        except BadRequest as error:
+            log.error("task %s (job %s): Telegram refuses the film: %s", self.task_id, job.id, error)
+            await self._note(film=0)
 
     def _caption(self, job: Job) -> str:
         assert job.result is not None
@@ -427,7 +455,8 @@ class Errand:
         task, language = self.task, self._texts
         match task.outcome:
             case "done":
-                lost = "" if task.document else "\n" + language.say("error.refused", id=task.short_id)
+                sent = task.film if task.only_film else task.document
+                lost = "" if sent else "\n" + language.say("error.refused", id=task.short_id)
                 return View(language.say("status.done") + lost)
             case "failed":
                 text = language.say("status.failed", error=task.error, id=task.short_id)

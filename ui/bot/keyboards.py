@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from ui.bot.choices import COLOURS, STRENGTHS, presets, side_of
+from ui.bot.choices import COLOURS, DIALS, MARKS, MIDDLE, MOST_STYLES, presets, side_of
 from ui.bot.gallery import Style
 from ui.bot.limits import CALLBACK_DATA
 from ui.bot.records import Button, ChatMemory, Draft, Keyboard, Task
@@ -29,10 +29,6 @@ def _button(text: str, *words: object) -> Button:
     return Button(text=text, data=data)
 
 
-def _signed(step: int) -> str:
-    return f"{step:+d}".replace("-", "−") if step else "0"
-
-
 def _in_rows(buttons: Sequence[Button], columns: int) -> Keyboard:
     return tuple(tuple(buttons[start : start + columns]) for start in range(0, len(buttons), columns))
 
@@ -49,11 +45,11 @@ def styles(texts: Texts, draft: Draft, gallery: Sequence[Style]) -> Keyboard:
 
 def confirmation(texts: Texts, draft: Draft) -> Keyboard:
     """For an album of three or more."""
-    return (
-        (_button(texts.say("button.all", n=len(draft.styles)), "album", draft.id, "all"),),
-        (_button(texts.say("button.first"), "album", draft.id, "first"),),
-        (_button(texts.say("button.no"), "album", draft.id, NOTHING),),
-    )
+    rows = [(_button(texts.say("button.all", n=len(draft.styles)), "album", draft.id, "all"),)]
+    if len(draft.styles) <= MOST_STYLES:
+        rows.append((_button(texts.say("button.mix"), "album", draft.id, "mix"),))
+    rows.append((_button(texts.say("button.first"), "album", draft.id, "first"),))
+    return (*rows, (_button(texts.say("button.no"), "album", draft.id, NOTHING),))
 
 
 def cancelling(texts: Texts, task: Task) -> Keyboard:
@@ -72,11 +68,14 @@ def variants(texts: Texts, task: Task, highest_level: int) -> Keyboard:
         _button(texts.say(f"button.{verb}"), "more", task.id, verb) for verb in ("again", "stronger", "weaker", "swap")
     )
     first = [again]
-    if task.choices.strength < STRENGTHS[-1]:
+    if task.choices.style < MARKS[-1]:
         first.append(stronger)
-    if task.choices.strength > STRENGTHS[0]:
+    if task.choices.style > MARKS[0]:
         first.append(weaker)
-    second = [swap, _button(texts.say("button.file"), "file", task.id)]
+    second = [] if task.further else [swap]
+    second.append(_button(texts.say("button.file"), "file", task.id))
+    if task.film is None:
+        second.append(_button(texts.say("button.film"), "more", task.id, "film"))
     if task.choices.level < highest_level:
         text = texts.say("button.larger", side=side_of(task.choices.level + 1))
         second.insert(0, _button(text, "more", task.id, "larger"))
@@ -96,8 +95,16 @@ def settings(texts: Texts, memory: ChatMemory, user: int, highest_level: int) ->
         choice(texts.name("presets", preset.name, preset.title), "preset", preset.name, preset.name == chosen.preset)
         for preset in presets()
     ]
-    strengths = [choice(_signed(step), "strength", step, step == chosen.strength) for step in STRENGTHS]
+
+    def dial(name: str) -> tuple[Button, ...]:
+        """Less, where it stands (back to the middle), more."""
+        mark = getattr(chosen, name)
+        less, more = max(MARKS[0], mark - 1), min(MARKS[-1], mark + 1)
+        words = texts.say(f"dials.{name}", n=mark)
+        return (choice("−", name, less, False), choice(words, name, MIDDLE, False), choice("+", name, more, False))
+
     colours = [choice(texts.say(f"colours.{name}"), "colours", name, name == chosen.colours) for name in COLOURS]
+    films = [choice(texts.say(f"film.{word}"), "film", word, (word == "yes") == chosen.film) for word in ("no", "yes")]
     tongues = [
         choice(known.say("language.name"), "language", code, code == memory.language)
         for code, known in languages().items()
@@ -106,7 +113,8 @@ def settings(texts: Texts, memory: ChatMemory, user: int, highest_level: int) ->
     return (
         *_in_rows(levels, 4),
         *_in_rows(kinds, 2),
-        tuple(strengths),
-        tuple(colours),
+        *(dial(name) for name in DIALS),
+        *_in_rows(colours, 2),
+        tuple(films),
         *_in_rows(tongues, 3),
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from telegram import Document, Message
 
 from core.errors import RecipeError
+from ui.bot.choices import weight_in
 from ui.bot.limits import MIB, PHOTO_ASPECT, PHOTO_SIDES, FileLimits
 from ui.bot.records import Part, Source
 from ui.bot.texts import Texts
@@ -40,7 +41,7 @@ _AT_ONCE = 2
 def picture_in(message: Message, limits: FileLimits, texts: Texts) -> Part | None:
     """The picture in a message, or why what is there can't be used; none where there is nothing but text."""
     if message.photo:
-        return _part(message, Source(kind="telegram", name=message.photo[-1].file_id))
+        return _part(message, _source(message, message.photo[-1].file_id))
     if message.animation or message.video or message.video_note:
         return _part(message, problem=texts.say("problem.video"))
     if message.sticker:
@@ -63,7 +64,11 @@ def _document(message: Message, document: Document, limits: FileLimits, texts: T
     if size > limits.download:
         problem = texts.say("problem.large", size=round(size / MIB), limit=limits.download // MIB)
         return _part(message, problem=problem)
-    return _part(message, Source(kind="telegram", name=document.file_id))
+    return _part(message, _source(message, document.file_id))
+
+
+def _source(message: Message, file_id: str) -> Source:
+    return Source(kind="telegram", name=file_id, weight=weight_in(message.caption))
 
 
 def _part(message: Message, source: Source | None = None, problem: str = "") -> Part:
@@ -101,49 +106,6 @@ def stripped(data: bytes) -> bytes:
 
     picture = images.read(data)
     return images.encode(picture.pixels, "png", alpha=picture.alpha)
-
-
-def recoloured(style: bytes, content: bytes) -> bytes:
-    """The style in the colours of the content: its pixels get the content's mean and covariance.
-
-    "Preserving Color in Neural Artistic Style Transfer" (Gatys et al. 2016), section 4.1, with symmetric roots.
-
-    Args:
-        style: An encoded picture.
-        content: Another.
-
-    Raises:
-        ImageError: One can't be read.
-    """
-    from core import images  # noqa: PLC0415
-
-    return images.encode(matched(images.read(style).pixels, images.read(content).pixels), "png")
-
-
-def matched(style: "Tensor", content: "Tensor") -> "Tensor":
-    """The style's pixels, moved and stretched to the content's mean and covariance.
-
-    Args:
-        style: [1, 3, H, W] in [0, 1].
-        content: [1, 3, H', W'] in [0, 1].
-
-    Returns:
-        [1, 3, H, W] in [0, 1].
-    """
-    wanted, colours = content.double().flatten(2)[0], style.double().flatten(2)[0]
-    middle = colours.mean(1, keepdim=True)
-    stretch = _root(wanted.cov(), 0.5) @ _root(colours.cov(), -0.5)
-    moved = stretch @ (colours - middle) + wanted.mean(1, keepdim=True)
-    return moved.clamp(0, 1).float().reshape(style.shape)
-
-
-def _root(covariance: "Tensor", power: float) -> "Tensor":
-    """A power of a symmetric matrix; colours that hardly vary count as varying a little."""
-    import torch  # noqa: PLC0415
-
-    values, vectors = torch.linalg.eigh(covariance)
-    powers: Tensor = vectors @ torch.diag(values.clamp(min=1e-6) ** power) @ vectors.T
-    return powers
 
 
 # ── What goes ────────────────────────────────────────────────────────────────────────────────────────────────────────

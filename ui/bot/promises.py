@@ -1,11 +1,23 @@
 """Promises: paintings that are accepted, as far as their person may have them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ui.bot.delivery import Desk, Errands
 from ui.bot.records import ChatMemory, Choices, Draft, Place, Reply, Shelf, Source, Task
 from ui.bot.scenes import Replies
 from ui.bot.texts import Texts
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A painting that somebody wants: the id of its task, and its pictures."""
+
+    id: str
+    content: Source
+    style: Source
+    further: tuple[Source, ...] = ()
+    """Styles beside the first."""
 
 
 class Promises:
@@ -22,8 +34,8 @@ class Promises:
         self._errands = errands
         self._chats = chats
 
-    async def make(self, draft: Draft, language: Texts, wanted: Sequence[tuple[str, Source, Source]]) -> Replies:
-        """Accepts paintings (id, content, style) as far as there is room; the status message is the answer.
+    async def make(self, draft: Draft, language: Texts, wanted: Sequence[Wanted]) -> Replies:
+        """Accepts paintings as far as there is room; the status message is the answer.
 
         Args:
             draft: Who asks, and where to answer.
@@ -33,16 +45,17 @@ class Promises:
         choices = self.choices(draft.place.chat, draft.user)
         fresh = [
             Task(
-                id=task_id,
+                id=painting.id,
                 place=draft.place,
                 user=draft.user,
                 language=language.code,
-                content=content,
-                style=style,
+                content=painting.content,
+                style=painting.style,
+                further=painting.further,
                 choices=choices,
             )
-            for task_id, content, style in wanted
-            if self._desk.tasks.get(task_id) is None
+            for painting in wanted
+            if self._desk.tasks.get(painting.id) is None
         ]
         return await self.accept(fresh, language, draft.place)
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.config import DEFAULT_PRESET
+from core.config import DEFAULT_PRESET, Colour
 from core.studio import Records
 from core.studio.jobs import StorageError
 
@@ -109,6 +109,8 @@ class Source(Record):
     """Telegram's id of the file, or the style's key in the gallery."""
     input: str | None = None
     """The studio's id of it, once it has been fetched."""
+    weight: float = 1.0
+    """As one of several styles of a painting: against the others."""
 
 
 class Choices(Record):
@@ -116,11 +118,25 @@ class Choices(Record):
 
     level: int = 1
     preset: str = DEFAULT_PRESET
-    strength: int = 0
-    """Steps from the preset: above 0 more style, below 0 more photograph."""
-    colours: Literal["style", "photo"] = "style"
+    content: int = 5
+    """Where the dials stand, from 0 to 10; 5 is as the preset has it."""
+    style: int = 5
+    noise: int = 5
+    colours: Colour = "style"
     """Whose colours the painting has."""
+    film: bool = False
+    """Whether to send a film of how it came to be, too."""
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_former_versions(cls, kept: Any) -> Any:
+        """There was one strength once, from −2 to 2, and but two kinds of colours."""
+        if isinstance(kept, dict) and "strength" in kept:
+            kept = kept | {"style": 5 + int(kept["strength"])}
+        if isinstance(kept, dict) and kept.get("colours") == "photo":
+            kept = kept | {"colours": "matched"}
+        return kept
 
 
 class ChatMemory(Record):
@@ -193,6 +209,8 @@ class Task(Record):
     language: str
     content: Source
     style: Source
+    further: tuple[Source, ...] = ()
+    """Styles of the same painting beside the first."""
     choices: Choices
     created: float = Field(default_factory=time.time)
     parent: str | None = None
@@ -221,6 +239,8 @@ class Task(Record):
     """The result's message; 0: it can't be shown as a photo."""
     document: int | None = None
     """The file's message; 0: Telegram refuses it."""
+    film: int | None = None
+    """The film's message; 0: Telegram refuses it."""
     file: str | None = None
     """Telegram's id of the delivered file."""
 
@@ -228,6 +248,16 @@ class Task(Record):
     def owner(self) -> str:
         """The owner of its job in the studio."""
         return owner_of(self.user)
+
+    @property
+    def styles(self) -> tuple[Source, ...]:
+        """All styles of the painting."""
+        return (self.style, *self.further)
+
+    @property
+    def only_film(self) -> bool:
+        """Whether the painting is there already, and but its film is wanted."""
+        return self.verb == "film"
 
     @property
     def short_id(self) -> str:
