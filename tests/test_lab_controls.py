@@ -249,6 +249,15 @@ def test_tables_of_former_versions_are_understood() -> None:
     assert [(column.head.key, column.styles) for column in table.columns] == [("s", ("s",)), ("m", ("m",))]
 
 
+async def test_a_table_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    async with open_lab(tmp_path) as lab:
+        await lab.app[STUDIO].records.put("lab.tables", "t-strange", {"title": "of another version"})
+        content, style = await pictures(lab, (1, 0, 0), (0, 1, 0))
+        table = await lab.send("POST", "/api/tables", {"contents": [content], "styles": [style]}, 201)
+    async with open_lab(tmp_path) as lab:
+        assert [each["name"] for each in (await lab.json("/api/tables"))["tables"]] == [table["name"]]
+
+
 # ── Films ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -6,12 +6,14 @@ Jobs find their cells by tags, so that nothing else has to be kept of the tables
 import asyncio
 import contextlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
+from pydantic import ValidationError
 
 from core.config import Settings
 from core.errors import UserError
@@ -23,6 +25,8 @@ from ui.lab.own_tables import OwnTable
 from ui.lab.shelf import Shelf
 from ui.lab.shown import CellView, Model, job_view
 from ui.lab.tables import FOLDER, Head, LabConfig, Order, Table, TableConfig, table_of
+
+log = logging.getLogger(__name__)
 
 TABLE_OWNER = "table"
 """Of the pictures that the lab begins by itself; they take turns with those that people ask for."""
@@ -288,7 +292,10 @@ class Board:
         for known in (self._cells, self._places, self._states):
             known.clear()
         for name, kept in (await self._studio.records.all(_SPACE)).items():
-            self._keep(name, kept)
+            try:
+                self._keep(name, kept)
+            except ValidationError as error:  # of another version perhaps; it must not hide all the others
+                log.error("table %s can't be read and is left out: %s", name, error)
         self.arrange()
         for owner in OWNERS:
             for job in await self._studio.jobs(owner=owner, limit=_KNOWN_JOBS):
