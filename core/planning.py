@@ -21,7 +21,7 @@ from core.config import MAX_LEVEL, Settings
 from core.errors import MemoryLimitError
 from core.features import NAMES, block_of, layers_of, name_of_layer
 from core.images import Size
-from core.pyramid import choose_layers, level_size
+from core.pyramid import choose_layers, level_size, style_size
 from core.tiles import BlockTiling, Tiling
 
 GIB = 2**30
@@ -108,6 +108,19 @@ class _Model:
         """The content features."""
         return sum(channels * _pixels(size, block) * self.item for block, channels in self.content)
 
+    def guides(self, size: Size, regions: int) -> float:
+        """The maps of where every style paints, at the layers, and of where the content counts more."""
+        if not regions:
+            return 0.0
+        style = sum(4 * regions * _pixels(size, block) for block, _ in self.style)
+        return style + sum(4 * _pixels(size, block) for block, _ in self.content)
+
+    def guided(self, block: int, size: Size, rows: int) -> float:
+        """What guided sums of a block's style layers need besides: the weighted features, and their gradients."""
+        share = min(1.0, rows / max(size[0] >> block, 1))
+        channels = max((count for at, count in self.style if at == block), default=0)
+        return 3 * channels * _pixels(size, block) * self.item * share
+
     def operations(self, size: Size, tiling: Tiling) -> float:
         """Multiplications and additions of one evaluation of a level, forward and backward."""
         total = 0.0
@@ -130,6 +143,7 @@ class _Case:
     styles: tuple[Size, ...]
     device: torch.device
     model: _Model
+    regions: int = 0
 
     @property
     def levels(self) -> range:
@@ -150,8 +164,11 @@ class _Case:
         """What is held from the first evaluation to the last, whatever the tiling."""
         vector = 12 * _pixels(self.size(self.settings.levels))
         optimizer = history * (1 if half else 2) * vector if self.settings.optimizer.name == "lbfgs" else 2 * vector
-        inputs = 12 * sum(_pixels(size) for size in (self.content, *self.styles))
-        targets = sum(self.model.targets(self.size(level)) for level in self.levels)
+        # Where colours are changed, what the network sees lies beside what was given.
+        copies = 1 if self.settings.colour in ("style", "palette") else 2
+        inputs = copies * 12 * sum(_pixels(size) for size in (self.content, *self.styles))
+        sizes = [self.size(level) for level in self.levels]
+        targets = sum(self.model.targets(size) + self.model.guides(size, self.regions) for size in sizes)
         parameters = self.model.parameters * 2 * self.model.item
         runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
         return runtime + parameters + inputs + _HELD_VECTORS * vector + optimizer + targets
@@ -165,7 +182,8 @@ class _Case:
         # While a kept block is back-propagated, the gradients of its largest features live beside it.
         backward = max((self.model.kept(block, size) / 2 for block, how in blocks if how.keep), default=0.0)
         freed = _FREED_BYTES.get(self.device.type, 0.0) if banded else 0.0
-        return self.model.pooled(size) + kept + max(banded + freed, backward)
+        guided = max(self.model.guided(block, size, how.rows) for block, how in blocks) if self.regions else 0.0
+        return self.model.pooled(size) + kept + max(banded + freed, backward) + guided
 
     def banded(self, level: int) -> Tiling:
         """Every block in bands of about `_BAND_BYTES`, none kept: the least memory."""
@@ -209,8 +227,15 @@ class _Case:
 
     def _plan(self, tilings: tuple[Tiling, ...], history: int, half: bool) -> Plan:
         vector = 12 * _pixels(self.size(self.settings.levels))
-        working = max(_PASSING_VECTORS * vector, *(self.level_bytes(level, tilings[level]) for level in self.levels))
+        evaluations = (self.level_bytes(level, tilings[level]) for level in self.levels)
+        working = max(_PASSING_VECTORS * vector, self._statistics_bytes(), *evaluations)
         return Plan(tilings, history, half, round(self.fixed_bytes(history, half) + working))
+
+    def _statistics_bytes(self) -> float:
+        """What the largest style takes while its statistics are computed, before the first evaluation."""
+        finest = self.settings.levels
+        sizes = [style_size(size, finest, self.settings.style(n).scale) for n, size in enumerate(self.styles)]
+        return max((self.model.pooled(size) + 12 * _pixels(size) for size in sizes), default=0.0)
 
     def largest_level(self) -> int | None:
         """The finest level that fits in the limit; None where not even level 0 does."""
@@ -229,20 +254,38 @@ class _Case:
 
 
 def _case(
-    settings: Settings, content: Size, styles: Sequence[Size], device: torch.device, network: weights.Weights
+    settings: Settings,
+    content: Size,
+    styles: Sequence[Size],
+    device: torch.device,
+    network: weights.Weights,
+    regions: int = 0,
 ) -> _Case:
-    return _Case(settings, content, tuple(styles), device, _model(settings, device, network))
+    return _Case(settings, content, tuple(styles), device, _model(settings, device, network), regions)
 
 
 def plan(
-    settings: Settings, content: Size, styles: Sequence[Size], device: torch.device, network: weights.Weights
+    settings: Settings,
+    content: Size,
+    styles: Sequence[Size],
+    device: torch.device,
+    network: weights.Weights,
+    regions: int = 0,
 ) -> Plan:
     """Chooses how to compute a run within the settings' `max_memory`, or else a share of the machine's.
+
+    Args:
+        settings: Of the run.
+        content: Height and width of the content, as it was given.
+        styles: Likewise of the styles.
+        device: Where it is computed.
+        network: The weights.
+        regions: How many regions are guided by masks: one for each style, where there is any mask at all.
 
     Raises:
         MemoryLimitError: Even the least that does is more; the remedy names the largest level that fits.
     """
-    case = _case(settings, content, styles, device, network)
+    case = _case(settings, content, styles, device, network, regions)
     found = case.plan()
     if found is not None:
         return found
@@ -256,8 +299,10 @@ def plan(
     )
 
 
-def estimate(settings: Settings, content: Size, styles: Sequence[Size], device: str = "auto") -> Estimate:
-    """What a job of these sizes would need on a device.
+def estimate(
+    settings: Settings, content: Size, styles: Sequence[Size], device: str = "auto", regions: int = 0
+) -> Estimate:
+    """What a job of these sizes would need on a device; see `plan` for the regions.
 
     `memory_bytes` is what its plan needs or, where none fits, the least that would do.
 
@@ -266,7 +311,7 @@ def estimate(settings: Settings, content: Size, styles: Sequence[Size], device: 
     """
     place = devices.resolve(device)
     network = weights.load(weights.choose(settings.network))
-    case = _case(settings, content, styles, place, network)
+    case = _case(settings, content, styles, place, network, regions)
     chosen = case.plan() or case.least()
     height, width = case.size(settings.levels)
     speed = measured_speed(network.network, settings, place)

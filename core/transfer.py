@@ -141,7 +141,8 @@ class Transfer:
         self._shards = shards
         loaded = weights.load(weights.choose(settings.network), weights_file)
         sizes = [(style.shape[2], style.shape[3]) for style in styles]
-        self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded)
+        regions = 0 if self.guidance.is_plain else len(styles)
+        self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded, regions)
         self.network = network_of(settings, loaded, self.device)
 
     def varied(self, settings: Settings) -> "Transfer":

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core import config, guides, tiles
+from core import config, guides, planning, tiles
 from core.config import OptimizerSettings
 from core.errors import UserError
 from core.features import block_of
@@ -18,6 +18,7 @@ from core.guides import Guidance, Protected
 from core.parametrisation import parametrise
 from core.pyramid import Pyramid, style_size
 from core.tiles import BlockTiling, ContentTarget, Objective, Tiling
+from core.weights import Weights
 from tests import miniatures, reference
 
 TENSORS = miniatures.vgg()
@@ -325,3 +326,14 @@ def test_a_protected_pictures_gradient_is_autograds() -> None:
     torch.testing.assert_close(picture[kept.expand_as(picture) == 1], content[kept.expand_as(picture) == 1])
     (expected,) = torch.autograd.grad((picture - target).pow(2).sum(), variable)
     torch.testing.assert_close(rule.pull_back(variable.detach(), 2 * (picture.detach() - target)), expected)
+
+
+def test_masks_are_planned_for() -> None:
+    """Maps of every region at the layers, and in each evaluation the weighted features beside the plain ones."""
+    weights_of = Weights("vgg19-oxford", TENSORS, "0" * 64, {})
+    chosen = config.parse({"levels": 2})
+    sizes: Any = (chosen, (600, 900), [(500, 500)] * 2, torch.device("cpu"), weights_of)
+    plain, guided = (planning.plan(*sizes, regions=regions).memory_bytes for regions in (0, 2))
+    finest = 1024 * 1536
+    maps = 4 * 2 * finest * (1 + 1 / 4 + 1 / 16 + 1 / 64 + 1 / 256) * (1 + 1 / 4 + 1 / 16)
+    assert plain + maps < guided < plain + 2 * maps + 3 * 4 * 4 * finest
