@@ -332,8 +332,10 @@ def test_masks_are_planned_for() -> None:
     """Maps of every region at the layers, and in each evaluation the weighted features beside the plain ones."""
     weights_of = Weights("vgg19-oxford", TENSORS, "0" * 64, {})
     chosen = config.parse({"levels": 2})
-    sizes: Any = (chosen, (600, 900), [(500, 500)] * 2, torch.device("cpu"), weights_of)
-    plain, guided = (planning.plan(*sizes, regions=regions).memory_bytes for regions in (0, 2))
+    plain, guided = (
+        planning.plan(chosen, (600, 900), [(500, 500)] * 2, torch.device("cpu"), weights_of, regions).memory_bytes
+        for regions in (0, 2)
+    )
     finest = 1024 * 1536
     maps = 4 * 2 * finest * (1 + 1 / 4 + 1 / 16 + 1 / 64 + 1 / 256) * (1 + 1 / 4 + 1 / 16)
     assert plain + maps < guided < plain + 2 * maps + 3 * 4 * 4 * finest
