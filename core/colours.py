@@ -33,6 +33,8 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 """Of R, G, B: the Y of YIQ, as in Gatys et al. 2017."""
 _LEAST_DEVIATION = 1 / 255
 """A colour axis along which a style hardly varies is not stretched: there would be nothing but grain in it."""
+_MOST_COLOURS = 1 << 22
+"""Pixels that moments are measured on at most, so that their copies in float64 don't count in memory."""
 _SAMPLE = 1 << 16
 """Pixels that a distribution is measured on."""
 _QUANTILES = 512
@@ -111,15 +113,14 @@ def with_moments_of(style: Tensor, content: Tensor) -> Tensor:
     own_mean, own = _moments(style)
     mean, wanted = _moments(content)
     matrix = _power(wanted, 0.5) @ _power(own, -0.5)
-    colours = style.double() - own_mean[:, None, None]
-    mapped = torch.einsum("dc,nchw->ndhw", matrix, colours) + mean[:, None, None]
-    return mapped.to(style)
+    offset = mean - matrix @ own_mean
+    return torch.einsum("dc,nchw->ndhw", matrix.to(style), style) + offset.to(style)[:, None, None]
 
 
 def _moments(picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [3] and covariance [3, 3] of a picture's colours, in float64."""
-    colours = picture[0].reshape(3, -1).double()
-    return colours.mean(1), torch.cov(colours, correction=0)
+    """Mean [3] and covariance [3, 3] of a picture's colours, in float64; of a very large one, on a part of them."""
+    colours = _spread(_colours(picture), _MOST_COLOURS).double()
+    return colours.mean(0), torch.cov(colours.T, correction=0)
 
 
 def _power(covariance: Tensor, exponent: float) -> Tensor:

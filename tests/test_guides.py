@@ -177,6 +177,29 @@ def test_guided_bands_in_float32(rows: int, keep: bool) -> None:
     assert_exact(picture, (BlockTiling(rows, keep),), regions=2, loss=1e-5, gradient=1e-4)
 
 
+@pytest.mark.parametrize("rows", [6, 1 << 20])
+def test_16_bit_guided_sums_stay_near_the_exact_ones(rows: int) -> None:
+    picture = miniatures.picture(96, 64, dtype=torch.float32)
+    masks = torch.cat([mask(96, 64, seed) for seed in (1, 2)])
+    maps = {layer: guides.at_block(masks, block_of(layer))[:, 0] for layer in LAYERS}
+
+    def found(dtype: torch.dtype) -> tiles.Evaluation:
+        def style_loss(sums: Any, positions: Any) -> Tensor:
+            scaled = [sums[layer] / maps[layer].sum((1, 2))[:, None, None].to(sums[layer]) for layer in LAYERS]
+            return torch.stack([gram.square().sum() for gram in scaled]).sum()
+
+        wanted = Objective(style_loss, LAYERS, guides={layer: value.to(dtype) for layer, value in maps.items()})
+        network = miniatures.network(TENSORS, dtype=dtype)
+        exact = dtype == torch.float64
+        return tiles.loss_and_gradient(
+            network, picture.double() if exact else picture, wanted, (BlockTiling(rows, False),)
+        )
+
+    rough, exact = found(torch.bfloat16), found(torch.float64)
+    assert rough.style == pytest.approx(exact.style, rel=0.05)
+    assert torch.cosine_similarity(rough.gradient.flatten().double(), exact.gradient.flatten(), 0) > 0.97
+
+
 def test_a_guided_content_target_in_a_metric() -> None:
     affine = torch.randn(11, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     features, target = (miniatures.picture(9, 12, seed)[:, [0, 1, 2, 0]] for seed in (1, 2))

@@ -19,8 +19,8 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Tensor | None]]]) -> Tensor
     """Draws the sheet.
 
     Args:
-        rows: Label and picture [1, 3, H, W] of every cell; a cell without a picture stays empty. All pictures have one
-            size.
+        rows: Label and picture [1, 3, H, W] of every cell; a cell without a picture stays empty. All are shown as large
+            as the first.
 
     Returns:
         [1, 3, height, width] in [0, 1].
