@@ -10,10 +10,13 @@ picture at once, and summed.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import hashlib
+import threading
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from core import losses, tiles
@@ -147,6 +150,7 @@ class Pyramid:
         self.settings = settings
         self.weights = settings.loss
         self._content = content
+        self._digests = tuple(_digest(style) for style in styles)
         self._guidance = None if guidance is None or guidance.is_plain else guidance
         layers = choose_layers(settings.loss, network.layers)
         self.style_layers, self.content_layers, self.notices = layers.style, layers.content, layers.notices
@@ -159,7 +163,7 @@ class Pyramid:
     def _level(self, level: int, content: Tensor, styles: Sequence[Tensor], tiling: Tiling) -> _Level:
         size = level_size((content.shape[2], content.shape[3]), level)
         statistics = tuple(
-            self._statistics(style, level, self.settings.style(number).scale, tiling)
+            self._known_statistics(number, style, level, self.settings.style(number).scale, tiling)
             for number, style in enumerate(styles)
         )
         targets = self._content_targets(size, tiling) if self.weights.content_weight else {}
@@ -210,6 +214,19 @@ class Pyramid:
         if self.shards is None or level < self.shards.from_level:
             return None
         return SpreadLevel(self.shards, level, size[0], self.network, tiling)
+
+    def _known_statistics(self, number: int, style: Tensor, level: int, scale: float, tiling: Tiling) -> Statistics:
+        """A style's statistics, computed now or kept from an earlier run with everything the same."""
+        network = self.network
+        seen_by = (network.name, network.sha256, network.dtype, network.device, network.pooling, network.padding)
+        key = (self._digests[number], level, scale, tiling, seen_by, self.style_layers)
+        with _lock:
+            if key in _kept:
+                return _kept[key]
+        found = self._statistics(style, level, scale, tiling)
+        with _lock:
+            _kept[key] = found
+        return found
 
     def _statistics(self, style: Tensor, level: int, scale: float, tiling: Tiling) -> Statistics:
         """The style's Gram matrix per position, in the teacher's metric where there is one, for every style layer."""
@@ -332,6 +349,19 @@ class Pyramid:
             * (weights.content_weight * term.content + weights.style_weight * term.style + weights.tv_weight * term.tv)
             for term in terms
         )
+
+
+_KEPT_STATISTICS = 64
+"""Of styles at levels, a megabyte or two each."""
+_kept: LRUCache[Hashable, Statistics] = LRUCache(_KEPT_STATISTICS)
+_lock = threading.Lock()
+
+
+def _digest(picture: Tensor) -> str:
+    """Identifies a picture by its pixels."""
+    digest = hashlib.sha256(str((tuple(picture.shape), picture.dtype)).encode())
+    digest.update(picture.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _total_variation(picture: Tensor) -> tuple[float, Tensor]:

@@ -44,7 +44,11 @@ def with_metric(tensors: Mapping[str, Tensor], layers: Mapping[str, int], *, out
 def network(tensors: Mapping[str, Tensor], name: str = "vgg19-oxford", **options: Any) -> Network:
     """A network of these weights; in float64 unless told otherwise."""
     options.setdefault("dtype", torch.float64)
-    return Network(Weights(name, tensors, "0" * 64, {}), **options)
+    return Network(Weights(name, tensors, _sha256(tensors), {}), **options)
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(dict(tensors))).hexdigest()
 
 
 def save(tensors: Mapping[str, Tensor], directory: Path) -> Path:

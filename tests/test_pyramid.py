@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core import config
+from core import config, tiles
 from core.config import Settings
 from core.errors import WeightsError
+from core.features import Network
 from core.pyramid import Pyramid, level_size
 from core.tiles import BlockTiling
 from tests import miniatures, reference
@@ -288,3 +289,31 @@ def test_default_settings_run_on_any_depth() -> None:
         original = miniatures.picture(30, 40)
         product = Pyramid(miniatures.network(miniatures.vgg(depth)), Settings(levels=0), original, [original])
         assert 0 < product.evaluate(start(product)).total < 1000
+
+
+# ── Styles seen before ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_style_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    look = tiles.grams
+
+    def counted(network: Network, picture: Tensor, layers: tuple[str, ...], **options: Any) -> dict[str, Tensor]:
+        seen.append((picture.shape[2], picture.shape[3]))
+        return look(network, picture, layers, **options)
+
+    monkeypatch.setattr(tiles, "grams", counted)
+    content, style = miniatures.picture(40, 60), miniatures.picture(50, 44, seed=77)
+    chosen = config.load(changes={"levels": 1})
+    network = miniatures.network(miniatures.vgg(8, seed=5))
+    first = Pyramid(network, chosen, content, [style])
+    looks = len(seen)
+    assert looks == 2
+    again = Pyramid(network, chosen, miniatures.picture(60, 40), [style.clone()])
+    assert len(seen) == looks
+    assert again.levels[1].statistics[0] is first.levels[1].statistics[0]
+
+    Pyramid(network, chosen, content, [style.flip(3)])
+    assert len(seen) == 2 * looks
+    Pyramid(miniatures.network(miniatures.vgg(8, seed=5), padding="zeros"), chosen, content, [style])
+    assert len(seen) == 3 * looks
