@@ -635,7 +635,7 @@ async def test_a_node_paints_what_this_machine_paints(tmp_path: Path, cluster: S
 # ── Of this machine alone ────────────────────────────────────────────────────────────────────────────────────────────
 
 ALONE = f"""
-import asyncio, pathlib, psutil, sys
+import asyncio, os, pathlib, psutil, signal, sys
 from core.studio import Studio, StudioSettings
 from core.studio.executors.on_ray import RayExecutor
 from core.studio.jobs import RaySettings
@@ -646,6 +646,8 @@ async def main(data):
     ray = RaySettings(cpus=1, gpus=0, store_bytes={STORE_BYTES})
     settings = QUICK.model_copy(update={{"executor": "ray", "ray": ray}})
     (data / "locks").mkdir()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     executor = await asyncio.to_thread(RayExecutor, data / "locks", settings, Stage(data, {STEPS}))
     async with Studio.open(data, settings, executor) as studio:
         job = await studio.wait((await submit(studio)).id)
@@ -655,6 +657,9 @@ async def main(data):
         for process in [psutil.Process(), *children]:
             for connection in process.net_connections("inet"):
                 assert connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"), (process.name(), connection)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        assert signal.alarm(0) == 0, "nothing of Ray's is going to abort the saving of jobs"
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, alive
 

@@ -369,6 +369,37 @@ def test_crashes_are_not_in_a_row_where_the_job_got_further_between(store: Store
     assert store.get(job.id).state is JobState.FAILED
 
 
+def test_machines_that_go_away_are_counted_apart_from_crashes_and_not_without_end(store: Store) -> None:
+    job = running(store)
+
+    def lost(machine: bool) -> Job:
+        store.crash(job.id, 1, 5 if machine else 2, "gone", machine=machine)
+        after = store.get(job.id)
+        if after.state is JobState.QUEUED:
+            store.claim(job.id, "test")
+        return after
+
+    for machine in (True, True, False, True):
+        after = lost(machine)
+    assert (after.state, after.crashes, after.machines_lost) == (JobState.QUEUED, 1, 3)
+    store.record_checkpoint(job.id, 1, 10)
+    after = lost(machine=True)
+    assert (after.crashes, after.machines_lost) == (0, 1), "it had got further"
+    for _ in range(3):
+        assert lost(machine=True).state is JobState.QUEUED
+    failed = lost(machine=True)
+    assert failed.state is JobState.FAILED
+    assert "5 times in a row" in str(failed.error)
+
+
+def test_a_head_that_dies_is_no_crash_of_what_others_computed(store: Store, other: Store) -> None:
+    job = running(store)
+    store.close()
+    other.recover(limit=5, machine=True)
+    after = other.get(job.id)
+    assert (after.state, after.crashes, after.machines_lost) == (JobState.QUEUED, 0, 1)
+
+
 def test_a_job_that_was_paused_while_running_survives_a_crash(store: Store) -> None:
     job = running(store)
     store.pause(job.id)

@@ -63,6 +63,9 @@ _TROUBLE_SECONDS = 30.0
 """A node on which no worker could be started is tried again after this time."""
 _PATIENCE_SECONDS = 60.0
 """How long an estimate waits for the first worker of a kind of node."""
+_CLOSE_SECONDS = 1.0
+"""How long a worker has to put its things away before it is killed."""
+_SHUTDOWN_SECONDS = 15.0
 _END_SECONDS = 5.0
 """How long to wait until a killed worker is known to be dead."""
 _POLLS = 4
@@ -280,11 +283,12 @@ class RayExecutor:
             if task:
                 task.cancel()
         await asyncio.gather(*(self._end(staff) for staff in self._staff.values()))
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            self._queued = self._running = 0
-            await self._tell_demand()
-            if self._connected:
-                await self._ask(self._ray.shutdown)
+        self._queued = self._running = 0
+        with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):  # where the cluster itself is gone
+            async with asyncio.timeout(_SHUTDOWN_SECONDS):
+                await self._tell_demand()
+                if self._connected:
+                    await self._ask(self._ray.shutdown)
         self._threads.shutdown(wait=False)
 
     async def _estimate_anywhere(self, run: Run) -> Estimate:
@@ -440,11 +444,13 @@ class RayExecutor:
             del self._staff[staff.slot]
         if staff.actor and not staff.dead:
             with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(_CLOSE_SECONDS):
                     await staff.actor.close.remote()
-            await self._ask(partial(self._ray.kill, staff.actor))
-            if staff.death:
-                await asyncio.wait({staff.death}, timeout=_END_SECONDS)
+            with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await self._ask(self._ray.kill, staff.actor)
+                    if staff.death:
+                        await asyncio.wait({staff.death})
         self._bury(staff)
 
     def _bury(self, staff: _Staff) -> None:

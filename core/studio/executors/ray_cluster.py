@@ -44,6 +44,8 @@ def connect(settings: RaySettings) -> bool:
     if address is None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its handler would abort this process three seconds after SIGTERM, while running jobs are being saved.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
     try:
         import ray  # noqa: PLC0415
     except ImportError:
