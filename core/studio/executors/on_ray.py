@@ -27,9 +27,9 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -39,7 +39,8 @@ from filelock import FileLock, Timeout
 import core
 from core.studio.executors.local import TorchBackend, lock_name
 from core.studio.executors.ray_cluster import Depot, Node, connect, nodes, request
-from core.studio.executors.ray_worker import OpenBackend, Order, Parcel, Survey, Worker, given_name, paths_of
+from core.studio.executors.ray_staff import Site, Staff, Stretch
+from core.studio.executors.ray_worker import OpenBackend, Order, Survey, Worker
 from core.studio.jobs import (
     Estimate,
     LostRunError,
@@ -72,78 +73,6 @@ _POLLS = 4
 _THREADS = 16
 
 
-# ── Workers, as the head sees them ───────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(eq=False)
-class _Staff:
-    """A worker on a slot: first it gets ready, then it runs or waits, and in the end it is dead."""
-
-    node: Node
-    slot: str
-    lock: FileLock
-    actor: Any = None
-    survey: Survey | None = None
-    """What it said of itself; none until it is ready."""
-    settling: "asyncio.Task[None] | None" = None
-    death: "asyncio.Task[None] | None" = None
-    leaving: asyncio.TimerHandle | None = None
-    questions: int = 0
-    """Estimates that it is asked for at the moment."""
-    dead: bool = False
-
-    def stay(self) -> None:
-        """There is something to do."""
-        if self.leaving:
-            self.leaving.cancel()
-
-
-@dataclass(eq=False)
-class _Site:
-    """A node with what is known of it."""
-
-    node: Node
-    places: tuple[str, ...]
-    slots: tuple[Slot, ...] = ()
-    """None until a worker has said what the node is."""
-    kind: str | None = None
-    tried: float = -math.inf
-    """When no worker could be started here."""
-
-
-@dataclass(eq=False)
-class _Stretch:
-    """One stretch of computing, from a start to an end."""
-
-    staff: _Staff | None
-    token: str = field(default_factory=new_id)
-    sent: bool = False
-    unwanted: bool = False
-    wishes: list[Wish] = field(default_factory=list)
-    """Those that came before it was sent."""
-
-    def begin(self, order: Order) -> Any:
-        """The generator of references to updates; at most one that isn't fetched yet is made."""
-        assert self.staff
-        self.sent = True
-        options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 1}
-        stream = self.staff.actor.run.options(**options).remote(order)
-        for wish in self.wishes:
-            self.steer(wish)
-        return stream
-
-    def stop(self, keep: bool) -> None:
-        self.unwanted = True
-        if self.sent and self.staff:
-            self.staff.actor.cancel.remote(self.token, keep=keep)
-
-    def steer(self, wish: Wish) -> None:
-        if self.sent and self.staff:
-            self.staff.actor.steer.remote(self.token, wish)
-        else:
-            self.wishes.append(wish)
-
-
 class RayExecutor:
     """Computes on a Ray cluster; see `core.studio.scheduler.Executor`.
 
@@ -172,10 +101,10 @@ class RayExecutor:
         self._actors = ray.remote(self._worker)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="ray")
         self._depot = Depot()
-        self._sites: dict[str, _Site] = {}
-        self._staff: dict[str, _Staff] = {}
-        self._reserved: dict[str, _Staff] = {}
-        self._stretches: dict[tuple[str, int], _Stretch] = {}
+        self._sites: dict[str, Site] = {}
+        self._staff: dict[str, Staff] = {}
+        self._reserved: dict[str, Staff] = {}
+        self._stretches: dict[tuple[str, int], Stretch] = {}
         self._queued = self._running = 0
         self._looking: asyncio.Task[None] | None = None
         self._looked = -math.inf
@@ -243,7 +172,7 @@ class RayExecutor:
 
     async def start(self, run: Run, slot: Slot) -> AsyncGenerator[Update, None]:
         """Computes in the slot's worker; one that doesn't come to a regular end is killed."""
-        stretch = _Stretch(self._reserved.get(slot.name))
+        stretch = Stretch(self._reserved.get(slot.name))
         self._stretches[run.job_id, run.attempt] = stretch
         over = False
         try:
@@ -283,6 +212,8 @@ class RayExecutor:
             if task:
                 task.cancel()
         await asyncio.gather(*(self._end(staff) for staff in self._staff.values()))
+        for staff in self._reserved.values():
+            staff.lock.release(force=True)
         self._queued = self._running = 0
         with contextlib.suppress(self._ray.exceptions.RayError, TimeoutError):  # where the cluster itself is gone
             async with asyncio.timeout(_SHUTDOWN_SECONDS):
@@ -302,7 +233,7 @@ class RayExecutor:
             return await self._ask(self._rough_estimate, run)
         return max(estimates, key=lambda estimate: (estimate.holds(run.settings.levels), estimate.total_bytes))
 
-    async def _answer(self, staff: _Staff, order: Order) -> Estimate:
+    async def _answer(self, staff: Staff, order: Order) -> Estimate:
         staff.stay()
         staff.questions += 1
         try:
@@ -344,7 +275,7 @@ class RayExecutor:
             for place in self._sites.pop(node_id).places:
                 (self._locks / lock_name(place)).unlink(missing_ok=True)
         for node in alive.values():
-            self._sites.setdefault(node.id, _Site(node, self._places(node)))
+            self._sites.setdefault(node.id, Site(node, self._places(node)))
 
     def _places(self, node: Node) -> tuple[str, ...]:
         """Names of the slots that a node has room for."""
@@ -353,7 +284,7 @@ class RayExecutor:
             room = min(room, int(node.gpus))
         return tuple(f"{node.name}-{node.id[:8]}.{number}" for number in range(room))
 
-    def _slots_of(self, site: _Site, kind: str) -> tuple[Slot, ...]:
+    def _slots_of(self, site: Site, kind: str) -> tuple[Slot, ...]:
         """On CPUs all slots of a node share its memory; a GPU is a slot's own."""
         return tuple(Slot(place, place if self._options.gpus else site.node.id, kind) for place in site.places)
 
@@ -362,7 +293,7 @@ class RayExecutor:
         alone = max(1.0, node.cpus if node else 0.0)
         return self._options.cpus or (1.0 if self._options.gpus else alone)
 
-    def _explore(self, site: _Site) -> None:
+    def _explore(self, site: Site) -> None:
         """Starts a worker on a node of which nothing is known yet, on whichever of its slots is free."""
         if site.kind is None and not any(place in self._staff for place in site.places):
             next(filter(None, (self._hire(site, place) for place in site.places)), None)
@@ -372,16 +303,13 @@ class RayExecutor:
         wanted = min(self._queued + self._running, self._options.most_jobs)
         asked, when = self._asked
         if self._options.address and (wanted != asked or (wanted and time.monotonic() - when > _DEMAND_SECONDS)):
-            await self._ask(request, self._bundle(None), wanted)
+            gpus = {"GPU": float(self._options.gpus)} if self._options.gpus else {}
+            await self._ask(request, {"CPU": self._cpus(None), **gpus}, wanted)
             self._asked = wanted, time.monotonic()
-
-    def _bundle(self, node: Node | None) -> dict[str, float]:
-        gpus = {"GPU": float(self._options.gpus)} if self._options.gpus else {}
-        return {"CPU": self._cpus(node), **gpus}
 
     # Workers
 
-    def _hire(self, site: _Site, place: str) -> _Staff | None:
+    def _hire(self, site: Site, place: str) -> Staff | None:
         """Begins to start a worker; none where another process has the slot, or it failed a moment ago."""
         if self._closing or time.monotonic() - site.tried < _TROUBLE_SECONDS:
             return None
@@ -390,17 +318,17 @@ class RayExecutor:
             lock.acquire(timeout=0)
         except Timeout:
             return None
-        staff = _Staff(site.node, place, lock)
+        staff = Staff(site.node, place, lock)
         self._staff[place] = staff
         staff.settling = self._spawn(self._settle(site, staff))
         return staff
 
-    async def _settle(self, site: _Site, staff: _Staff) -> None:
+    async def _settle(self, site: Site, staff: Staff) -> None:
         try:
             staff.actor = await self._ask(self._create, staff)
             staff.death = self._spawn(self._await_death(staff))
             survey: Survey = await staff.actor.survey.remote()
-        except self._ray.exceptions.RayError as error:
+        except Exception as error:
             site.tried = time.monotonic()
             log.warning("no worker can be started on %s: %s", staff.node.name, _reason(error))
             await self._end(staff)
@@ -414,7 +342,7 @@ class RayExecutor:
         site.kind, site.slots = survey.kind, self._slots_of(site, survey.kind)
         self._rest(staff)
 
-    def _create(self, staff: _Staff) -> Any:
+    def _create(self, staff: Staff) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
         there = NodeAffinitySchedulingStrategy(staff.node.id, soft=False)
@@ -425,12 +353,12 @@ class RayExecutor:
     def _opener(self, slot: str) -> OpenBackend:
         return self._open_backend
 
-    async def _await_death(self, staff: _Staff) -> None:
+    async def _await_death(self, staff: Staff) -> None:
         with contextlib.suppress(self._ray.exceptions.RayError):
             await staff.actor.endure.remote()
         self._bury(staff)
 
-    def _rest(self, staff: _Staff) -> None:
+    def _rest(self, staff: Staff) -> None:
         """Ends a worker after a while without work: not before the scheduler could have seen that it is there."""
         if staff.dead or staff.questions or self._reserved.get(staff.slot) is staff:
             return
@@ -438,7 +366,7 @@ class RayExecutor:
         seconds = max(self._options.idle_seconds, _POLLS * self._settings.poll_seconds)
         staff.leaving = asyncio.get_running_loop().call_later(seconds, lambda: self._spawn(self._end(staff)))
 
-    async def _end(self, staff: _Staff) -> None:
+    async def _end(self, staff: Staff) -> None:
         """Ends a worker, and returns when it is dead: nothing computes any more, its resources are free."""
         if self._staff.get(staff.slot) is staff:
             del self._staff[staff.slot]
@@ -453,7 +381,7 @@ class RayExecutor:
                         await asyncio.wait({staff.death})
         self._bury(staff)
 
-    def _bury(self, staff: _Staff) -> None:
+    def _bury(self, staff: Staff) -> None:
         if self._staff.get(staff.slot) is staff:
             del self._staff[staff.slot]
         staff.stay()
@@ -461,7 +389,7 @@ class RayExecutor:
             staff.lock.release()
         staff.dead = True
 
-    async def _someone_like(self, slot: Slot) -> _Staff | None:
+    async def _someone_like(self, slot: Slot) -> Staff | None:
         """A worker on this slot, or else on one of its kind; where there is none, one is waited for."""
         alike = [staff for staff in self._staff.values() if self._kind_of(staff) == slot.kind]
         ready = [staff for staff in alike if staff.survey]
@@ -473,24 +401,24 @@ class RayExecutor:
             await asyncio.wait(settling, timeout=_PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         return next((staff for staff in starting if staff.survey and not staff.dead), None)
 
-    def _hire_one(self, slots: Sequence[Slot]) -> list[_Staff]:
+    def _hire_one(self, slots: Sequence[Slot]) -> list[Staff]:
         for slot in slots:
             if staff := self._hire_for(slot):
                 return [staff]
         return []
 
-    def _hire_for(self, slot: Slot) -> _Staff | None:
+    def _hire_for(self, slot: Slot) -> Staff | None:
         site = self._site_of(slot)
         return self._hire(site, slot.name) if site else None
 
-    def _kind_of(self, staff: _Staff) -> str | None:
+    def _kind_of(self, staff: Staff) -> str | None:
         site = self._sites.get(staff.node.id)
         return site.kind if site else None
 
-    def _site_of(self, slot: Slot) -> _Site | None:
+    def _site_of(self, slot: Slot) -> Site | None:
         return next((site for site in self._sites.values() if slot in site.slots), None)
 
-    async def _lost(self, staff: _Staff, error: Exception) -> LostRunError:
+    async def _lost(self, staff: Staff, error: Exception) -> LostRunError:
         """Whether a process went away or its whole machine."""
         if isinstance(error, self._ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False):
             return LostRunError(f"the machine {staff.node.name} can't be reached any more", machine=True)
@@ -515,30 +443,15 @@ class RayExecutor:
         return task
 
     def _order(self, run: Run, token: str) -> Order:
-        passing = (run.checkpoint, run.frames)
-        files = {
-            path: self._depot.passing(path) if path in passing else self._depot.parcel(path)
-            for path in dict.fromkeys(paths_of(run))
-        }
         share = max(1, len(self._stretches))
         return Order(
             token=token,
             run=run,
-            files={path: parcel for path, parcel in files.items() if parcel},
-            weights=self._weights(run.settings.network),
+            files=self._depot.files(run),
+            weights=self._depot.weights(run.settings.network, self._settings.weights),
             progress_seconds=max(self._settings.progress_seconds, share / self._options.progress_per_second),
             preview_seconds=max(self._settings.preview_seconds, share / self._options.previews_per_second),
         )
-
-    def _weights(self, network: str) -> Mapping[str, Parcel]:
-        """The networks that a run may look for, as far as they are here; the compact one is part of the program."""
-        from core import weights  # noqa: PLC0415
-
-        wanted = {"auto": ["vgg19"], "compact": []}.get(network, [network])
-        here = {path.name: path for path in map(weights.find, wanted) if path}
-        if given := self._settings.weights:
-            here[given_name(given)] = given
-        return {name: parcel for name, path in here.items() if (parcel := self._depot.parcel(path))}
 
     def _rough_estimate(self, run: Run) -> Estimate:
         """Size and network, as far as they can be told without the device."""
@@ -548,7 +461,7 @@ class RayExecutor:
 
 def _cause(error: Any) -> BaseException:
     """What a worker raised, with its traceback for the log."""
-    cause: BaseException = error.cause
+    cause = error.cause if isinstance(error.cause, BaseException) else RuntimeError("a worker failed")
     cause.add_note(str(error))
     return cause
 

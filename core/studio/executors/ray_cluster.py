@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import DeviceError
-from core.studio.executors.ray_worker import Parcel
-from core.studio.jobs import RaySettings
+from core.studio.executors.ray_worker import Parcel, given_name, paths_of
+from core.studio.jobs import RaySettings, Run
 
 _KEPT_BYTES = 512 * 2**20
 """Pictures that stay in the object store in case a next job uses them, too."""
@@ -112,6 +112,25 @@ class Depot:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, tuple[Parcel, int]] = OrderedDict()
         self._hashes: OrderedDict[tuple[Path, int, int], str] = OrderedDict()
+
+    def files(self, run: Run) -> dict[Path, Parcel]:
+        """Those that a run names, as far as they are there."""
+        passing = (run.checkpoint, run.frames)
+        return {
+            path: parcel
+            for path in dict.fromkeys(paths_of(run))
+            if (parcel := self.passing(path) if path in passing else self.parcel(path))
+        }
+
+    def weights(self, network: str, given: Path | None) -> dict[str, Parcel]:
+        """The networks that a run may look for, as far as they are here; the compact one is part of the program."""
+        from core import weights  # noqa: PLC0415
+
+        wanted = {"auto": ["vgg19"], "compact": []}.get(network, [network])
+        here = {path.name: path for path in map(weights.find, wanted) if path}
+        if given:
+            here[given_name(given)] = given
+        return {name: parcel for name, path in here.items() if (parcel := self.parcel(path))}
 
     def parcel(self, path: Path) -> Parcel | None:
         """A file that others may name as well; none where it isn't there."""
