@@ -9,6 +9,7 @@ import safetensors.torch
 from torch import Tensor
 
 from core import steering
+from core.config import Precision
 from core.errors import CheckpointError, RecipeError
 from core.steering import Steer
 
@@ -30,6 +31,7 @@ class Checkpoint:
         state: The optimiser's.
         losses: Iteration and loss of every accepted step of this stage, by which it is told to have settled.
         steering: Changes of weights that had been made.
+        precision: What the network computed in, as the settings would name it.
     """
 
     fingerprint: str
@@ -41,6 +43,7 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     losses: tuple[tuple[int, float], ...]
     steering: tuple[Steer, ...] = ()
+    precision: Precision = "auto"
 
 
 def encode(checkpoint: Checkpoint) -> bytes:
@@ -53,6 +56,7 @@ def encode(checkpoint: Checkpoint) -> bytes:
         "levels": checkpoint.levels,
         "losses": checkpoint.losses,
         "steering": [steer.model_dump() for steer in checkpoint.steering],
+        "precision": checkpoint.precision,
     }
     tensors = {"start": checkpoint.start} | {_STATE + key: value for key, value in checkpoint.state.items()}
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -77,6 +81,7 @@ def decode(data: bytes, fingerprint: str) -> Checkpoint:
             start=tensors["start"],
             losses=tuple((int(iteration), float(loss)) for iteration, loss in numbers["losses"]),
             steering=steering.parse(numbers["steering"]),
+            precision=numbers["precision"],
             state={key.removeprefix(_STATE): value for key, value in tensors.items() if key.startswith(_STATE)},
         )
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecipeError) as error:

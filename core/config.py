@@ -25,6 +25,7 @@ MAX_LEVEL = 6
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Iterations = Annotated[int, Field(ge=1, le=100_000)]
+Precision = Literal["auto", "float32", "bfloat16"]
 NetworkName = Literal["auto", "vgg19", "vgg19-oxford", "compact"]
 Colour = Literal["style", "content", "matched", "histogram", "palette"]
 Layers = Literal["auto"] | Annotated[tuple[str, ...], Field(min_length=1)]
@@ -148,7 +149,7 @@ class Settings(_Frozen):
     pooling: Literal["max", "average"] = "max"
     padding: Literal["replicate", "reflect", "zeros"] = "replicate"
     """What convolutions see beyond the border of the picture; `zeros` (as in VGG) leaves a frame."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic inside the network; `auto` takes bfloat16 where the device computes it fast."""
     start: Literal["content", "content+noise", "noise", "white-noise", "style", "image"] = "content+noise"
     """The starting picture: content, with structured noise, the noise alone, uniform random pixels, the style, or a

@@ -2,14 +2,12 @@
 
 import resource
 import sys
-from typing import Literal
 
 import psutil
 import torch
 
+from core.config import Precision
 from core.errors import DeviceError
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve(name: str = "auto") -> torch.device:

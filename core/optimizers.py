@@ -21,6 +21,9 @@ Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 Changed = Callable[[int, int], bool]
 """From the iterations and evaluations so far to whether the objective has become another since the last evaluation."""
 
+Stalled = Callable[[], bool]
+"""Asked when no step helps: whether the loss is computed more exactly from now on, so that going on makes sense."""
+
 StepLength = Callable[[Tensor, Tensor], float]
 """From a point and a direction to the factor that makes that direction a first step of sensible size."""
 
@@ -43,6 +46,10 @@ def _never(iteration: int, evaluations: int) -> bool:
     return False
 
 
+def _final() -> bool:
+    return False
+
+
 class Optimizer(Protocol):
     """The signature that the optimisers of this module share."""
 
@@ -56,11 +63,12 @@ class Optimizer(Protocol):
         half_history: bool = False,
         state: Mapping[str, Tensor] | None = None,
         changed: Changed = _never,
+        stalled: Stalled = _final,
     ) -> Generator[Iterate, None, None]:
         """Yields the start, then every accepted step, without end; ends when no step lowers the loss any more.
 
-        Before every step `changed` is asked; where it says so, the point where the optimisation stands is evaluated
-        again and yielded with its new loss.
+        Before every step `changed` is asked, and `stalled` instead of ending; where they say so, the point where the
+        optimisation stands is evaluated again and yielded with its new loss.
         """
 
 
@@ -80,6 +88,7 @@ def lbfgs(
     half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
     changed: Changed = _never,
+    stalled: Stalled = _final,
 ) -> Generator[Iterate, None, None]:
     """Limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.5), one evaluation per step as a rule.
 
@@ -100,7 +109,10 @@ def lbfgs(
         for _ in run.trials():
             yield run.iterate()
         if run.iteration == before:
-            return
+            if not stalled():
+                return
+            run.evaluate_again()
+            yield run.iterate()
 
 
 class _Lbfgs:
@@ -309,6 +321,7 @@ def adam(
     half_history: bool = False,
     state: Mapping[str, Tensor] | None = None,
     changed: Changed = _never,
+    stalled: Stalled = _final,
 ) -> Generator[Iterate, None, None]:
     """Adam (Kingma & Ba 2015), one evaluation per step; the learning rate makes the first step a sensible one.
 

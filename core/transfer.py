@@ -10,7 +10,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from core import __version__, colours, devices, guides, images, noise, optimizer
 from core import checkpoint as checkpoints
 from core.checkpoint import Checkpoint
 from core.colours import Colours
-from core.config import Settings
-from core.errors import DivergenceError, SettingsError
+from core.config import Precision, Settings
+from core.errors import DivergenceError, MemoryLimitError, SettingsError
 from core.features import Network
 from core.guides import Guidance, Protected
 from core.images import Size, resize
@@ -140,10 +140,15 @@ class Transfer:
         self._weights_file = weights_file
         self._shards = shards
         loaded = weights.load(weights.choose(settings.network), weights_file)
-        sizes = [(style.shape[2], style.shape[3]) for style in styles]
-        regions = 0 if self.guidance.is_plain else len(styles)
-        self.plan = planning.plan(settings, (content.shape[2], content.shape[3]), sizes, self.device, loaded, regions)
+        self.plan = self._planned(settings, loaded)
         self.network = network_of(settings, loaded, self.device)
+        self._precision: Precision = settings.precision
+
+    def _planned(self, settings: Settings, loaded: weights.Weights) -> planning.Plan:
+        content = self.content.shape[2], self.content.shape[3]
+        styles = [(style.shape[2], style.shape[3]) for style in self.styles]
+        regions = 0 if self.guidance.is_plain else len(styles)
+        return planning.plan(settings, content, styles, self.device, loaded, regions)
 
     def varied(self, settings: Settings) -> "Transfer":
         """A run of the same pictures under other settings; what the difference leaves as it is, both share.
@@ -165,7 +170,8 @@ class Transfer:
         )
         if settings.colour == self.settings.colour:
             other._colours = self._colours
-        if same_targets(settings, self.settings) and other.plan.tilings == self.plan.tilings:
+        as_planned = self._precision == self.settings.precision and other.plan.tilings == self.plan.tilings
+        if as_planned and same_targets(settings, self.settings):
             other.network = self.network
             other.pyramid = self.pyramid.weighted(settings)
         return other
@@ -263,6 +269,7 @@ class Transfer:
         for number in range(len(self._stage_levels)):
             if found is not None and number < found.stage:
                 continue
+            self._compute_in(found.precision if found is not None else self.settings.precision)
             if found is not None:
                 stage = _Stage(self, number, _unpacked(found.start.to(self.device)), _Spent(*found.before), found)
                 found = None
@@ -270,6 +277,32 @@ class Transfer:
                 stage = _Stage(self, number, self._start_of(number, picture), before)
             yield from stage.steps()
             before, picture = stage.spent, stage.picture
+
+    def _compute_in(self, precision: Precision) -> None:
+        """Has the network compute in another precision from now on; the optimiser's memory stays as planned.
+
+        Raises:
+            MemoryLimitError: That doesn't fit.
+        """
+        if precision == self._precision:
+            return
+        settings = self.settings.model_copy(update={"precision": precision})
+        loaded = weights.load(weights.choose(settings.network), self._weights_file)
+        plan = self._planned(settings, loaded)
+        self.plan = replace(plan, history=self.plan.history, half_history=self.plan.half_history)
+        self.network, self._precision = network_of(settings, loaded, self.device), precision
+        self.__dict__.pop("pyramid", None)
+        self._take_weights()
+
+    def _refine(self) -> bool:
+        """Goes on in float32, where 16 bit can't tell any more which picture is better; whether it does."""
+        if self.settings.precision != "auto" or self.network.dtype == torch.float32:
+            return False
+        try:
+            self._compute_in("float32")
+        except MemoryLimitError:
+            return False
+        return True
 
     def _take_weights(self) -> None:
         """Gives the objective the weights that hold now."""
@@ -457,6 +490,7 @@ class _Stage:
             half_history=plan.half_history,
             state=state,
             changed=self._changed,
+            stalled=self._stalled,
         )
 
     def _changed(self, iteration: int, evaluations: int) -> bool:
@@ -466,6 +500,13 @@ class _Stage:
         if changed:
             self._losses.clear()
         return changed
+
+    def _stalled(self) -> bool:
+        """Whether the network computes more exactly from now on; losses in 16 bit don't compare with those to come."""
+        refined = self._transfer._refine()
+        if refined:
+            self._losses.clear()
+        return refined
 
     def _evaluate(self, variable: Tensor) -> tuple[float, Tensor]:
         loss = self._transfer.pyramid.evaluate(self._rule.picture(variable), self._level)
@@ -488,6 +529,7 @@ class _Stage:
     def _step(self, iterate: Iterate, seconds: float) -> Step:
         stages = len(self._transfer._stage_levels)
         rule, levels, finish = self._rule, self._levels, self._transfer.finish
+        precision = self._transfer._precision
 
         def picture() -> Tensor:
             return finish(rule.picture(iterate.point).clamp(0, 1).float().cpu())
@@ -503,6 +545,7 @@ class _Stage:
                     start=self._start,
                     losses=tuple(self._losses.items()),
                     state=iterate.state(),
+                    precision=precision,
                     steering=self._transfer.steered,
                 )
             )

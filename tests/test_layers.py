@@ -20,7 +20,7 @@ TABLE: dict[str, set[str]] = {
     "core.weights": {"core.errors"},
     "core.losses": set(),
     "core.features": {"core.errors", "core.weights"},
-    "core.devices": {"core.errors"},
+    "core.devices": {"core.config", "core.errors"},
     "core.tiles": {"core.features", "core.losses"},
     "core.shards": {"core.features", "core.tiles"},
     "core.pyramid": {
@@ -40,7 +40,7 @@ TABLE: dict[str, set[str]] = {
     "core.optimizers": set(),
     "core.steering": {"core.config", "core.errors"},
     "core.dials": {"core.config", "core.errors"},
-    "core.checkpoint": {"core.errors", "core.steering"},
+    "core.checkpoint": {"core.config", "core.errors", "core.steering"},
     "core.samples": {"core.errors", "core.images"},
     "core.film": {"core.errors", "core.images"},
     "core.sweep": {"core.config", "core.dials", "core.errors"},

@@ -368,3 +368,25 @@ def test_adam_leaves_alone_what_has_no_gradient() -> None:
     found = take(10, run("adam", Recorder(lambda x: x[0] ** 2 + 0 * x[1]), torch.ones(2)))
     assert float(found[-1].point[1]) == 1
     assert all(bool(each.point.isfinite().all()) for each in found)
+
+
+# ── Where no step helps ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_lbfgs_goes_on_where_the_loss_has_become_more_exact() -> None:
+    """A loss in steps of 0.25 stalls; the exact one leads to the least, from where the other ended."""
+    exact: list[bool] = []
+
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        value = float(point.square().sum())
+        return (value if exact else math.ceil(4 * value) / 4), (2 * point if exact else torch.zeros_like(point) + 1e-3)
+
+    def stalled() -> bool:
+        exact.append(True)
+        return len(exact) == 1
+
+    iterates = list(optimizers.lbfgs(evaluate, start(5), unit_step, history=5, stalled=stalled))
+    again = [found for before, found in pairwise(iterates) if found.iteration == before.iteration]
+    assert any(found.loss == float(found.point.square().sum()) for found in again)
+    assert iterates[-1].loss < 1e-12
+    assert len(exact) == 2

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import config, images
+from core import config, devices, images, optimizers
 from core.config import Settings
 from core.errors import CheckpointError, DivergenceError, MemoryLimitError, SettingsError, UserError, WeightsError
+from core.optimizers import Evaluate, Iterate
 from core.pyramid import Pyramid, PyramidLoss
 from core.tiles import BlockTiling
 from core.transfer import Step, Transfer
@@ -559,3 +560,33 @@ def test_a_photograph_is_painted_and_still_recognised(shared: Path) -> None:
     inside = edges[4:-4, 4:-4]
     rim = (edges.sum() - inside.sum()) / (edges.numel() - inside.numel())
     assert float(rim / inside.mean()) < 1.15
+
+
+# ── 16 bit, and where it ends ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stalling(evaluate: Evaluate, start: Tensor, *_: Any, stalled: Callable[[], bool], **__: Any) -> Iterator[Iterate]:
+    """An optimiser that finds no step that helps."""
+    for number in range(2):
+        loss, gradient = evaluate(start)
+        yield Iterate(start, loss, gradient, 0, number + 1, lambda: {"point": start})
+        if not stalled():
+            return
+
+
+def test_a_run_in_16_bit_that_stalls_goes_on_in_float32(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: dict[str, torch.dtype] = {"auto": torch.bfloat16, "float32": torch.float32}
+    monkeypatch.setattr(devices, "dtype", lambda precision, device: chosen[precision])
+    monkeypatch.setattr(optimizers, "OPTIMIZERS", {"lbfgs": _stalling})
+    run = transfer(small, {"precision": "auto"})
+    rough, exact = list(run.steps())
+    expected = next(transfer(small).steps())
+    assert rough.loss != pytest.approx(expected.loss, rel=1e-6)
+    assert exact.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert run.recipe(exact)["precision"] == "float32"
+    assert next(transfer(small, {"precision": "auto"}).steps(exact.checkpoint())).loss == exact.loss
+
+
+def test_a_precision_that_was_asked_for_stays(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizers, "OPTIMIZERS", {"lbfgs": _stalling})
+    assert len(list(transfer(small, {"precision": "bfloat16"}).steps())) == 1
