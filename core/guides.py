@@ -82,6 +82,8 @@ def check(guidance: Guidance) -> Guidance:
             raise UserError(
                 f"the mask of style {number} is empty: there is nothing white in it", "Paint its region white"
             )
+    if guidance.protect is not None and float(guidance.protect.mean()) < _LEAST_AREA:
+        raise UserError("the mask of what is protected is empty", "Paint white what should stay, or leave it out")
     if guidance.protect is not None and float(guidance.protect.mean()) > 1 - _LEAST_AREA:
         raise UserError("all of the picture is protected: there is nothing left to paint", "Protect less of it")
     return guidance

@@ -17,6 +17,7 @@ from core.features import block_of
 from core.guides import Guidance, Protected
 from core.parametrisation import parametrise
 from core.pyramid import Pyramid, style_size
+from core.shards import Shards, ThreadWorker
 from core.tiles import BlockTiling, ContentTarget, Objective, Tiling
 from core.weights import Weights
 from tests import miniatures, reference
@@ -95,6 +96,8 @@ def test_an_empty_mask_is_refused(value: float) -> None:
     with pytest.raises(UserError, match="mask of style 2 is empty") as caught:
         guides.check(Guidance((None, plane(value))))
     assert caught.value.remedy
+    with pytest.raises(UserError, match="what is protected is empty"):
+        guides.check(Guidance((None,), plane(value)))
     with pytest.raises(UserError, match="nothing left to paint"):
         guides.check(Guidance((None,), plane(1.0)))
 
@@ -349,6 +352,25 @@ def test_a_protected_pictures_gradient_is_autograds() -> None:
     torch.testing.assert_close(picture[kept.expand_as(picture) == 1], content[kept.expand_as(picture) == 1])
     (expected,) = torch.autograd.grad((picture - target).pow(2).sum(), variable)
     torch.testing.assert_close(rule.pull_back(variable.detach(), 2 * (picture.detach() - target)), expected)
+
+
+@pytest.mark.parametrize("metric", [False, True], ids=["plain", "in a teacher's metric"])
+def test_regions_over_several_workers_are_those_of_one(metric: bool) -> None:
+    """Under new weights too, by which the regions change."""
+    guidance = Guidance((mask(40, 40, 1), None), mask(30, 30, 3))
+    alone = pyramid({}, guidance, metric=metric)
+    workers = [ThreadWorker(alone.network) for _ in range(2)]
+    spread = Pyramid(alone.network, alone.settings, CONTENT, STYLES, guidance=guidance, shards=Shards(workers, parts=3))
+    picture = miniatures.picture(256, 281, seed=7)
+    try:
+        for changes in ({}, {"styles": [{"weight": 5}], "loss": {"content_weight": 1.0, "protect_weight": 2.0}}):
+            settings = alone.settings.changed(changes)
+            ours, theirs = (one.weighted(settings).evaluate(picture) for one in (spread, alone))
+            assert ours.total == pytest.approx(theirs.total, rel=1e-9)
+            assert reference.relative_error(ours.gradient, theirs.gradient) < 1e-9
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def test_masks_are_planned_for() -> None:
