@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request, async_playwright, expect
 
-from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab, png
+from core import images
+from tests.lab_doubles import QUICK, SMALL_TABLE, Lab, Plain, config_of, open_lab, plain, png
+from ui.lab.api import STUDIO
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("AXE_CORE")
@@ -192,7 +194,7 @@ async def test_several_pictures_become_a_table(visit: Visit) -> None:
 
 
 async def test_a_picture_made_here_restores_its_settings(visit: Visit) -> None:
-    job = await visit.lab.submit(level=2, seed=99, preset="light", noise=0.25)
+    job = await visit.lab.submit(level=2, seed=99, preset="light", colour="palette", dials={"noise": 2.5})
     await visit.lab.done(job["id"])
     data = await (await visit.lab.get(f"/media/jobs/{job['id']}/result.png?download")).read()
     page = await visit.open("/new")
@@ -200,8 +202,183 @@ async def test_a_picture_made_here_restores_its_settings(visit: Visit) -> None:
     await expect(page.get_by_role("alert")).to_contain_text("Settings restored")
     await expect(page.get_by_role("radio", name="1024")).to_be_checked()
     await page.get_by_text("More", exact=True).click()
-    await expect(page.get_by_label("Seed")).to_have_value("99")
-    await expect(page.locator('[data-for="noise"]')).to_have_text("25 %")
+    await expect(page.get_by_role("spinbutton", name="Seed")).to_have_value("99")
+    await expect(page.get_by_role("radio", name="The style’s alone")).to_be_checked()
+    await expect(page.locator('[data-for="dial.noise"]')).to_have_text("5 · as the preset")
+    await page.get_by_role("slider", name="Noise").focus()
+    await page.keyboard.press("ArrowRight")
+    await expect(page.locator('[data-for="dial.noise"]')).to_have_text("5.5")
+
+
+# ── Several styles and their regions ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def _two_styles(visit: Visit) -> Page:
+    """The form with one content and two styles in one picture, and the brush in reach."""
+    page = await visit.open("/new")
+    await _drop(page, '[data-zone="content"] [data-drop]', ("My cat.png", png(height=90, width=120)))
+    await page.get_by_role("button", name="Mosaic").click()
+    await page.get_by_role("button", name="Swirls").click()
+    await page.get_by_role("radio", name="All in one picture").check()
+    await page.get_by_role("radio", name="256").check()
+    await page.get_by_text("Regions: where").click()
+    await expect(page.locator("[data-painting-canvas]")).to_be_visible()
+    await page.locator("[data-painting-canvas]").scroll_into_view_if_needed()
+    return page
+
+
+async def _stroke(page: Page, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Draws with the mouse, in shares of the canvas."""
+    box = await page.locator("[data-painting-canvas]").bounding_box()
+    assert box
+    x, y, width, height = box["x"], box["y"], box["width"], box["height"]
+    await page.mouse.move(x + start[0] * width, y + start[1] * height)
+    await page.mouse.down()
+    await page.mouse.move(x + end[0] * width, y + end[1] * height, steps=5)
+    await page.mouse.up()
+
+
+async def test_regions_are_painted_and_come_with_the_picture(visit: Visit) -> None:
+    page = await _two_styles(visit)
+    status = page.locator("[data-region-status]")
+    await expect(status).to_have_text("Mosaic goes everywhere. Paint to say where it goes.")
+    await _stroke(page, (0.1, 0.2), (0.9, 0.2))
+    await expect(status).to_contain_text("Mosaic goes to")
+    await page.get_by_role("radio", name="Protected").check()
+    await _stroke(page, (0.5, 0.8), (0.6, 0.8))
+    await expect(status).to_contain_text("Protected: ")
+    await page.get_by_label("Weight of Swirls").fill("2")
+    await page.get_by_label("Scale of Mosaic").fill("0.5")
+    await expect(page.get_by_role("button", name="Begin", exact=True)).to_be_enabled()
+    await page.get_by_role("button", name="Begin", exact=True).click()
+    await page.wait_for_url("**/jobs/*")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("My cat × Mosaic + Swirls")
+    await expect(page.get_by_text("Region of Mosaic")).to_be_visible()
+    job = await visit.lab.app[STUDIO].job(page.url.rpartition("/")[2])
+    assert [(style.weight, style.scale) for style in job.settings.styles] == [(1, 0.5), (2, 1)]
+    assert job.masks[0] and job.masks[1] is None and job.protect
+    mask = images.read_mask(await visit.lab.app[STUDIO].input_bytes(job.masks[0]))
+    height, width = mask.shape[2:]
+    assert width / height == pytest.approx(4 / 3, abs=0.01)
+    assert mask[0, 0, height // 5, width // 2] == 1, "under the stroke"
+    assert mask[0, 0, height // 2, width // 2] == 0, "and not beside it"
+
+
+async def test_the_brush_erases_undoes_inverts_and_clears(visit: Visit) -> None:
+    page = await _two_styles(visit)
+    status, undo = page.locator("[data-region-status]"), page.get_by_role("button", name="Undo")
+    await expect(undo).to_be_disabled()
+    await _stroke(page, (0.0, 0.5), (1.0, 0.5))
+    painted = await status.text_content() or ""
+    await page.get_by_role("radio", name="Erase").check()
+    await _stroke(page, (0.0, 0.5), (0.5, 0.5))
+    await expect(status).not_to_have_text(painted)
+    await undo.click()
+    await expect(status).to_have_text(painted)
+    share = int(re.findall(r"(\d+) %", painted)[0])
+    await page.get_by_role("button", name="Invert").click()
+    await expect(status).to_contain_text(re.compile(rf"({100 - share - 1}|{100 - share}|{100 - share + 1}) %"))
+    await page.get_by_role("button", name="Clear").click()
+    await expect(status).to_contain_text("goes everywhere")
+
+
+async def test_regions_without_a_mouse_by_keys_and_by_a_file(visit: Visit) -> None:
+    page = await _two_styles(visit)
+    status = page.locator("[data-region-status]")
+    await page.locator("[data-painting-canvas]").focus()
+    for key in ("ArrowRight", "ArrowDown", " "):
+        await page.keyboard.press(key)
+    await expect(status).to_contain_text("Mosaic goes to")
+    await page.keyboard.press("Shift+Space")
+    await expect(status).to_contain_text("goes everywhere")
+    half = plain((0, 0, 0), 30, 40)
+    half[..., :20] = 1
+    await page.locator("[data-mask-file]").set_input_files(
+        {"name": "half.png", "mimeType": "image/png", "buffer": images.encode(half)}
+    )
+    await expect(status).to_contain_text(re.compile("(49|50|51) %"))
+
+
+async def test_what_is_painted_survives_a_refusal(visit: Visit) -> None:
+    page = await _two_styles(visit)
+    await _stroke(page, (0.1, 0.2), (0.9, 0.2))
+    painted = await page.locator("[data-region-status]").text_content() or ""
+    visit.lab.app[STUDIO].settings = QUICK.model_copy(update={"pending_per_owner": 0, "pending_in_all": 0})
+    await expect(page.get_by_role("button", name="Begin", exact=True)).to_be_enabled()
+    await page.get_by_role("button", name="Begin", exact=True).click()
+    await expect(page.get_by_role("alert")).to_contain_text("Wait for one of them")
+    await expect(page.locator("[data-region-status]")).to_have_text(painted)
+    visit.lab.app[STUDIO].settings = QUICK
+    await page.get_by_role("button", name="Begin", exact=True).click()
+    await page.wait_for_url("**/jobs/*")
+    assert all("429" in complaint for complaint in visit.complaints)  # the browser's own note
+    visit.complaints.clear()
+
+
+async def test_a_sweep_and_one_of_its_pictures_made_large(visit: Visit) -> None:
+    page = await visit.open("/new")
+    await _drop(page, '[data-zone="content"] [data-drop]', ("My cat.png", png()))
+    await page.get_by_role("button", name="Mosaic").click()
+    await page.get_by_text("Try several values first").click()
+    await page.get_by_label("Values down").fill("3, 7")
+    await page.locator("[data-axis=columns]").select_option("noise")
+    await expect(page.get_by_label("Values across")).to_have_value("0, 5, 10")
+    await page.get_by_role("button", name="Begin 6 small pictures").click()
+    await page.wait_for_url("**/tables/*")
+    await expect(page.locator('td[data-state="done"]')).to_have_count(6, timeout=30_000)
+    await expect(page.get_by_role("rowheader", name="Content 7")).to_be_visible()
+    await expect(page.get_by_role("columnheader", name="Noise 10")).to_be_visible()
+    await page.get_by_label("Make one large").select_option("2")
+    cell = page.locator("td[data-cell]").nth(5)
+    await cell.hover()
+    await cell.get_by_role("button", name="Paint it larger").click()
+    await expect(cell.locator(".status")).to_contain_text("1364 × 1024", timeout=20_000)
+
+
+async def test_a_picture_is_steered_while_it_is_painted(visit: Visit) -> None:
+    visit.lab.backend.steps, visit.lab.backend.step_seconds = 400, 0.02
+    job = await visit.lab.submit()
+    page = await visit.open(job["page"])
+    steer = page.get_by_role("button", name="Go on like this")
+    await expect(steer).to_be_disabled()
+    await expect(page.locator("[data-slot=steps]")).to_contain_text("iteration")
+    await page.get_by_role("slider", name="Content", exact=True).focus()
+    for _ in range(4):
+        await page.keyboard.press("ArrowRight")
+    await steer.click()
+    told = page.get_by_role("list", name="Changed on the way")
+    await expect(told).to_contain_text(re.compile(r"At iteration \d+: content 5 → 7"), timeout=20_000)
+    await expect(page.locator("[data-chart] .mark")).to_have_count(1)
+    await expect(steer).to_be_disabled()
+    visit.lab.backend.step_seconds = 0
+    await expect(page.locator("article")).to_have_attribute("data-state", "done", timeout=20_000)
+    await expect(told).to_contain_text("content 5 → 7")
+    await expect(steer).to_have_count(0)
+
+
+async def test_without_javascript_the_form_still_makes_a_picture(lab: Lab, browser: Browser) -> None:
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    await page.goto(f"{lab.origin}/new")
+    await expect(page.locator("[data-regions]")).to_be_hidden()
+    await page.locator("[name=content-file]").set_input_files(
+        {"name": "My cat.png", "mimeType": "image/png", "buffer": png()}
+    )
+    await page.locator('[name="style.1"]').select_option("mosaic")
+    await page.locator('[name="style.2"]').select_option("swirls")
+    await page.locator('[name="weight.2"]').fill("-1")
+    await page.locator('[name="weight.2"]').evaluate("(field) => field.removeAttribute('min')")
+    await page.get_by_role("radio", name="256").check()
+    await page.get_by_role("button", name="Begin").click()
+    await expect(page.get_by_role("alert")).to_contain_text("weight")
+    await expect(page.locator("[name=content]")).to_contain_text("My cat")  # nothing that was given is lost
+    await expect(page.locator('[name="style.2"]')).to_have_value("swirls")
+    await expect(page.get_by_role("radio", name="256")).to_be_checked()
+    await page.locator('[name="weight.2"]').fill("2")
+    await page.get_by_role("button", name="Begin").click()
+    await page.wait_for_url("**/jobs/*")
+    await expect(page.get_by_role("heading", level=1)).to_have_text("My cat × Mosaic + Swirls")
+    await context.close()
 
 
 async def test_pasted_pictures_fill_what_is_empty(visit: Visit) -> None:
@@ -233,7 +410,7 @@ async def test_before_and_after(visit: Visit) -> None:
     job = await visit.lab.submit()
     await visit.lab.done(job["id"])
     page = await visit.open(job["page"])
-    split = page.get_by_role("slider")
+    split = page.locator("[data-split]")
     await expect(split).to_have_value("50")
     await split.focus()
     await page.keyboard.press("ArrowRight")

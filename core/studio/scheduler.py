@@ -49,6 +49,7 @@ from core.studio.jobs import (
     StudioSettings,
     Update,
     Wish,
+    effort,
     new_id,
     remaining_work,
     total_work,
@@ -542,7 +543,7 @@ class Scheduler:
         if not best.holds(level):
             raise _too_large(level, best)
         seconds = self.seconds(run.settings, best.network, best.width, best.height)
-        return best if seconds is None else replace(best, seconds=seconds)
+        return best if seconds is None else replace(best, seconds=seconds * effort(run.masks))
 
     # Absorbing what changed
 
@@ -638,7 +639,8 @@ class Scheduler:
     def _length(self, job: Job) -> float | None:
         pace = self._paces.pace(self._usual_kind(), job.settings, job.network, job.width * job.height)
         progress = job.progress if job.checkpoint_iteration else None
-        return None if pace is None else pace * remaining_work(job.settings, job.width, job.height, progress)
+        left = remaining_work(job.settings, job.width, job.height, progress)
+        return None if pace is None else pace * effort(job.masks) * left
 
     def _seconds_left(self, job: Job) -> float | None:
         """By its own pace so far, to which earlier jobs add what they know as if it were a tenth of the work."""
@@ -649,7 +651,7 @@ class Scheduler:
         done, elapsed = max(0.0, before - left), time.time() - began
         pace = self._paces.pace(job.device, job.settings, job.network, job.width * job.height)
         if pace is not None:
-            done, elapsed = done + total / 10, elapsed + pace * total / 10
+            done, elapsed = done + total / 10, elapsed + pace * effort(job.masks) * total / 10
         return left * elapsed / done if done >= total / 40 else None
 
     def _usual_kind(self) -> str | None:
@@ -994,7 +996,7 @@ class Scheduler:
 
 def _timing(active: _Active, seconds: float) -> Timing:
     job, optimizer = active.job, active.job.settings.optimizer.name
-    work = total_work(job.settings, job.width, job.height)
+    work = effort(job.masks) * total_work(job.settings, job.width, job.height)
     return Timing(active.slot.kind, optimizer, job.network, job.width * job.height, work, seconds)
 
 

@@ -5,7 +5,7 @@ import { Chart } from "./chart.js";
 import { complain } from "./messages.js";
 import { refresh } from "./refresh.js";
 import { listenToSlider } from "./slider.js";
-import { listenToSteering } from "./steer.js";
+import { carryOver, listenToSteering } from "./steer.js";
 import { fill } from "./work.js";
 
 export class JobPage {
@@ -40,7 +40,15 @@ export class JobPage {
     fill(this.host, view);
     this.chart?.mark(view.steering);
     if (view.loss !== null && view.state === "running") this.chart?.add(view);
-    if (before !== view.state) refresh("[data-item]").then(() => this.furnish());
+    if (before !== view.state) this.renew();
+  }
+
+  async renew() {
+    const stale = this.host.querySelector("[data-steer]");
+    await refresh("[data-item]");
+    const fresh = this.host.querySelector("[data-steer]");
+    if (stale && fresh && stale !== fresh) carryOver(stale, fresh);
+    this.furnish();
   }
 
   remove() {

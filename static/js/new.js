@@ -15,7 +15,7 @@ const zones = Object.fromEntries([...form.querySelectorAll("[data-zone]")].map((
 const chosen = { content: [], style: [] };
 const mostStyles = Number(form.dataset.mostStyles);
 const wanted = new Wanted(form);
-const regions = new Regions(form.querySelector("[data-regions]"));
+const regions = new Regions(form.querySelector("[data-regions]"), estimated);
 const sweep = new Sweep(form.querySelector("[data-sweep]"), order);
 let asking = null;
 let timer = 0;
@@ -49,12 +49,13 @@ function show(kind) {
 
 function card(kind, picture) {
   const item = document.createElement("li");
-  if (picture.thumbnail) item.append(Object.assign(document.createElement("img"), { src: picture.thumbnail, alt: "" }));
-  item.append(Object.assign(document.createElement("span"), { className: "name", textContent: picture.title }));
+  const frame = Object.assign(document.createElement("div"), { className: "frame" });
+  if (picture.thumbnail) frame.append(Object.assign(document.createElement("img"), { src: picture.thumbnail, alt: "" }));
+  item.append(frame, Object.assign(document.createElement("span"), { className: "name", textContent: picture.title }));
   const button = Object.assign(document.createElement("button"), { type: "button", className: "icon", textContent: "×" });
   button.setAttribute("aria-label", `Leave out ${picture.title}`);
   button.addEventListener("click", () => remove(kind, picture));
-  item.append(button);
+  frame.append(button);
   if (kind === "style") {
     const counts = Object.assign(document.createElement("div"), { className: "counts" });
     counts.append(number("weight", "Weight", picture, { min: 0 }), number("scale", "Scale", picture, { min: 0.25, max: 4 }));
@@ -167,17 +168,26 @@ async function withRegions(content, styles, settings) {
 
 function changed() {
   wanted.describe();
-  clearTimeout(timer);
-  asking?.abort();
-  start.disabled = true;
   const several = chosen.style.length > 1;
   zones.style.querySelector("[data-mix]").hidden = !several;
   zones.style.classList.toggle("together", isTogether());
   regions.show(chosen.content, chosen.style, isTogether());
-  const missing = [["content", "a content"], ["style", "a style"]].filter(([kind]) => !chosen[kind].length).map(([, name]) => name);
   const count = chosen.content.length * (isTogether() ? 1 : chosen.style.length);
   start.textContent = count > 1 ? `Begin ${count} pictures` : "Begin";
   sweep.ask();
+  estimated();
+}
+
+function missingPictures() {
+  return [["content", "a content"], ["style", "a style"]].filter(([kind]) => !chosen[kind].length).map(([, name]) => name);
+}
+
+// Asks again what it would need, soon; there is nothing to begin with before.
+function estimated() {
+  clearTimeout(timer);
+  asking?.abort();
+  start.disabled = true;
+  const missing = missingPictures();
   if (missing.length) {
     estimate.textContent = `Choose ${missing.join(" and ")}.`;
   } else if (isTogether() && chosen.style.length > mostStyles) {
@@ -190,7 +200,8 @@ function changed() {
 async function ask() {
   asking = new AbortController();
   try {
-    estimate.textContent = (await send("POST", "/api/estimate", request(), { signal: asking.signal })).text;
+    const asked = { ...request(), regions: regions.count };
+    estimate.textContent = (await send("POST", "/api/estimate", asked, { signal: asking.signal })).text;
     start.disabled = false;
   } catch (error) {
     if (error.name !== "AbortError") estimate.textContent = error.message;

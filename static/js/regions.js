@@ -8,12 +8,13 @@ const EMPTY = 1e-4; // as the lab has it: less than this share was left by mista
 const PROTECTED = { title: "Protected" };
 
 export class Regions {
-  constructor(place) {
+  constructor(place, onChange) {
     this.place = place;
+    this.onChange = onChange;
     this.tools = place.querySelector("[data-regions-tools]");
     this.hint = place.querySelector("[data-regions-hint]");
     this.choice = place.querySelector("[data-region-choice]");
-    this.board = new Board(place.querySelector("[data-painting]"), () => this.tell());
+    this.board = new Board(place.querySelector("[data-painting]"), () => this.told());
     this.content = null;
     this.regions = new Map(); // a style, or PROTECTED → its layer
     this.offered = [];
@@ -64,6 +65,11 @@ export class Regions {
     if (!this.regions.has(this.chosen)) this.chosen = wanted[0];
     this.choice.replaceChildren(...wanted.map((region) => this.option(region)));
     this.select(this.chosen);
+  }
+
+  // How many styles have regions of their own.
+  get count() {
+    return this.tools.hidden ? 0 : [...this.regions].filter(([region, layer]) => region !== PROTECTED && layer.share > EMPTY).length;
   }
 
   freeColour() {
@@ -118,7 +124,7 @@ export class Regions {
       button.addEventListener("click", () => {
         this.board.layer[button.dataset.brush]();
         this.board.draw();
-        this.tell();
+        this.told();
       });
     }
     const file = this.place.querySelector("[data-mask-file]");
@@ -132,7 +138,12 @@ export class Regions {
     const picture = await createImageBitmap(file);
     this.board.layer.take(picture);
     this.board.draw();
+    this.told();
+  }
+
+  told() {
     this.tell();
+    this.onChange();
   }
 
   // Sends what is painted: the masks of the styles in their order, and what is protected.

@@ -3,6 +3,15 @@
 import { send } from "./api.js";
 import { complain } from "./messages.js";
 
+// Takes over what was set, but not sent yet, from a form that the lab has written anew.
+export function carryOver(before, after) {
+  const fields = [...before.querySelectorAll("input")];
+  for (const [number, field] of [...after.querySelectorAll("input")].entries()) {
+    const known = fields[number];
+    if (known && known.value !== (known.dataset.now ?? known.defaultValue)) field.value = known.value;
+  }
+}
+
 export function listenToSteering(form, host) {
   const dials = [...form.querySelectorAll("[data-dial]")];
   const weights = [...form.querySelectorAll("[data-weight]")];
@@ -39,7 +48,12 @@ export function listenToSteering(form, host) {
     }
     show();
   });
-  for (const dial of dials) dial.dataset.now = dial.value; // as the browser rounds it
+  for (const dial of dials) {
+    const turnedTo = dial.value;
+    dial.value = dial.dataset.now;
+    dial.dataset.now = dial.value; // as the browser rounds it
+    dial.value = turnedTo;
+  }
   form.hidden = false;
   show();
 }

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from core import __version__, config
 from core.errors import SettingsError, UserError
 from core.studio import Job, JobState, Studio
-from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError
+from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError, effort
 from ui.lab import events, own_tables, security, steering
 from ui.lab.board import BOARD, LAB_OWNER, OWNERS, QueueView, Regions, Wanted
 from ui.lab.messages import (
@@ -143,7 +143,8 @@ async def estimate(request: web.Request, body: EstimateRequest) -> EstimateView:
         body.wanted.resolved(column), content.input, inputs, masks=masks, protect=body.protect
     )
     count = len(body.contents) * len(body.columns) * body.times
-    seconds = None if found.seconds is None else count * found.seconds
+    painted = effort(range(body.regions))
+    seconds = None if found.seconds is None else count * painted * found.seconds
     took = "time not measured yet" if seconds is None else f"about {duration(seconds)}"
     number = "" if count == 1 else f"{count} pictures · "
     return EstimateView(

@@ -89,7 +89,10 @@ async def _form(
         "given": given,
         "problem": Problem(cause=problem.cause, remedy=problem.remedy) if problem else None,
     }
-    return await page(request, "new.html", context, status=422 if problem else 200)
+    response = await page(request, "new.html", context, status=422 if problem else 200)
+    # With no referrer at all, browsers send a form without scripts under the origin "null".
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
 
 
 # ── What a browser without scripts sends ─────────────────────────────────────────────────────────────────────────────

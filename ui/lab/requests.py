@@ -159,6 +159,8 @@ class EstimateRequest(TableRequest):
     protect: Id | None = None
     times: Annotated[int, Field(ge=1, le=1000)] = 1
     """How many pictures there would be of each, as in a sweep."""
+    regions: Annotated[int, Field(ge=0, le=MOST_STYLES)] = 0
+    """How many of the styles have regions that are painted, but not sent yet."""
 
 
 class EnlargeRequest(Model):
