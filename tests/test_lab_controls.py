@@ -1,9 +1,11 @@
 """The controls in the JSON interface: several styles, regions, colours, dials, experts, sweeps, films, steering."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import torch
 
@@ -341,3 +343,70 @@ async def test_steering_needs_the_pages_token(lab: Lab) -> None:
     wish = {"attempt": 1, "dials": {"style": 7}}
     response = await lab.client.post(f"/api/jobs/{made['id']}/steer", json=wish, headers={"Origin": lab.origin})
     assert response.status == 403
+
+
+# ── The form of a browser without scripts ────────────────────────────────────────────────────────────────────────────
+
+
+async def _send_form(lab: Lab, fields: dict[str, str], files: dict[str, bytes], **options: Any) -> Any:
+    form = aiohttp.FormData(quote_fields=False)
+    for name, value in fields.items():
+        form.add_field(name, value)
+    for name, data in files.items():
+        form.add_field(name, data, filename=f"{name}.png" if data else "", content_type="application/octet-stream")
+    headers = {"Origin": lab.origin} | options.pop("headers", {})
+    return await lab.client.post("/new", data=form, headers=headers, allow_redirects=False, **options)
+
+
+async def test_the_form_of_a_browser_without_scripts(lab: Lab) -> None:
+    fields = {"csrf": lab.csrf, "content": "coffee", "style.1": "swirls", "style.2": "mosaic", "style.3": ""}
+    fields |= {"weight.1": "1", "scale.1": "1", "weight.2": "2", "scale.2": "0.5", "level": "0", "preset": "light"}
+    fields |= {"dial.content": "7", "dial.style": "5", "colour": "palette", "seed": "5", "film": "yes"}
+    fields |= {"expert.loss.tv_weight": "0.5", "expert.pooling": "", "network": "auto"}
+    files = {"content-file": b"", "style.1-file": png(), "mask.2-file": half(), "protect-file": half()}
+    response = await _send_form(lab, fields, files)
+    assert response.status == 303, await response.text()
+    job = await lab.app[STUDIO].job(response.headers["Location"].rpartition("/")[2])
+    assert job.tags["style_title"] == "style.1-file + Mosaic"
+    assert job.masks[0] is None and job.masks[1] and job.protect and job.film
+    expected = config.load("light", {"levels": 0, "colour": "palette", "seed": 5, "loss": {"tv_weight": 0.5}})
+    styles = [{"weight": 1}, {"weight": 2, "scale": 0.5}]
+    assert job.settings == dials.apply(expected.changed({"styles": styles}), {"content": 7})
+
+
+async def test_a_form_that_cannot_be_comes_back_with_all_that_was_given(lab: Lab) -> None:
+    fields = {"csrf": lab.csrf, "content": "coffee", "style.1": "mosaic", "level": "2", "dial.style": "6.5"}
+    fields |= {"expert.loss.tv_weight": "-3", "colour": "matched"}
+    response = await _send_form(lab, fields, {"style.2-file": png(), "mask.1-file": half()})
+    text = await response.text()
+    assert response.status == 422
+    assert "loss.tv_weight" in text
+    kept = set(re.findall(r'value="id:([0-9a-f]{24})"', text))
+    assert len(kept) == 2, "the style and the mask needn't be chosen again"
+    for expected in ('name="dial.style"', 'value="6.5"', 'value="-3"', 'value="matched" checked', "style.2"):
+        assert expected in text
+    again = fields | {"expert.loss.tv_weight": "", "style.2": "", "level": "0"}
+    names = dict(re.findall(r'name="(mask\.1)" value="(id:[0-9a-f]{24})"', text))
+    response = await _send_form(lab, again | names, {"content-file": b""})
+    assert response.status == 303, await response.text()
+    job = await lab.app[STUDIO].job(response.headers["Location"].rpartition("/")[2])
+    assert job.masks[0] == names["mask.1"].removeprefix("id:")
+
+
+async def test_a_form_goes_on_from_the_settings_of_another_picture(lab: Lab) -> None:
+    made = await ordered(lab, wanted={"level": 0, "seed": 77})
+    text = await lab.page(f"/new?like={made['id']}")
+    assert f'name="like" value="{made["id"]}"' in text
+    fields = {"csrf": lab.csrf, "content": "coffee", "style.1": "swirls", "preset": "", "like": made["id"]}
+    response = await _send_form(lab, fields, {"content-file": b""})
+    job = await lab.app[STUDIO].job(response.headers["Location"].rpartition("/")[2])
+    assert job.settings.seed == 77
+
+
+@pytest.mark.parametrize("wrong", [{"csrf": ""}, {"csrf": "0" * 64}, {"Origin": "http://elsewhere"}])
+async def test_a_form_needs_its_pages_token_and_origin(lab: Lab, wrong: dict[str, str]) -> None:
+    token, headers = wrong.get("csrf", lab.csrf), {"Origin": wrong.get("Origin", lab.origin)}
+    fields = {"csrf": token, "content": "coffee", "style.1": "swirls"}
+    response = await _send_form(lab, fields, {"content-file": b""}, headers=headers)
+    assert response.status == 403
+    assert not (await lab.json("/api/jobs"))["jobs"]
