@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from core.config import OptimizerSettings, Settings
@@ -200,6 +201,13 @@ def node_of(executor: RayExecutor, job: Job) -> str:
     return staff.node.id
 
 
+async def heard(executor: RayExecutor, job: Job) -> None:
+    """Waits until the job's worker has everything that was sent to it."""
+    staff = executor._stretches[job.id, job.attempt].staff
+    assert staff is not None
+    await staff.actor.survey.remote()
+
+
 def free_cpus() -> float:
     import ray
 
@@ -236,6 +244,7 @@ async def test_a_cancel_stops_the_run_where_it_is_and_its_resources_are_free(
         job = await submit(studio)
         await settled(lambda: bool(stage.held()))
         await studio.cancel(job.id, 1)
+        await heard(executor, job)
         stage.let_go(20)
         await settled(lambda: set(studio.slots.values()) == {None})
         assert (await studio.job(job.id)).progress.iteration <= 20  # type: ignore[union-attr]
@@ -251,10 +260,11 @@ async def test_a_pause_saves_and_a_resume_goes_on_from_there(
 ) -> None:
     stage.hold(20)
     settings = on_cluster(cluster).model_copy(update={"checkpoint_seconds": 99.0})
-    async with ray_studio(tmp_path, stage, settings) as (studio, _):
+    async with ray_studio(tmp_path, stage, settings) as (studio, executor):
         job = await submit(studio)
         await settled(lambda: bool(stage.held()))
         await studio.pause(job.id)
+        await heard(executor, job)
         stage.let_go(20)
         await settled(lambda: set(studio.slots.values()) == {None})
         assert (await studio.job(job.id)).checkpoint_iteration == 20
@@ -269,12 +279,12 @@ async def test_a_pause_saves_and_a_resume_goes_on_from_there(
 @installed
 async def test_new_weights_reach_a_run_on_its_node(tmp_path: Path, cluster: SmallCluster, stage: Stage) -> None:
     stage.hold(20)
-    async with ray_studio(tmp_path, stage, on_cluster(cluster)) as (studio, _):
+    async with ray_studio(tmp_path, stage, on_cluster(cluster)) as (studio, executor):
         job = await submit(studio)
         await settled(lambda: bool(stage.held()))
         changes = {"loss": {"content_weight": 0.5}}
         await studio.steer(job.id, 1, changes, "content up")
-        await asyncio.sleep(0.2)  # on its way; the run is held, so there is nothing to wait for
+        await heard(executor, job)
         stage.let_go(20)
         done = await studio.wait(job.id)
         (wish,) = done.steering
@@ -327,15 +337,15 @@ async def test_a_node_that_goes_away_is_a_pause_and_no_error(
         await settled(lambda: sum(stage.held().values()) == 3)
         await settled(lambda: all(_saved(studio, job) for job in jobs))
         unlucky = next(job for job in jobs if node_of(executor, job) == extra.node_id)
-        began = time.monotonic()
         await asyncio.to_thread(cluster.kill, extra)
         await settled(lambda: len(studio.slots) == 2)
+        workers = [int(process) for *_, process in stage.notes("held")][:3]
+        await settled(lambda: sum(map(_lives, workers)) == 2)  # what was cut off ends, too
         stage.let_go(20)
         for job in jobs:
             done = await studio.wait(job.id)
             assert (done.state, done.error, done.notices) == (JobState.DONE, None, ())
             assert await studio.result_bytes(job.id) == EXPECTED
-        print(f"back after {time.monotonic() - began:.1f} s")
         lost = await studio.job(unlucky.id)
         assert (lost.attempt, lost.crashes, lost.machines_lost) == (1, 0, 1)
         states = [line.after for line in await studio.transitions(unlucky.id)]
@@ -352,14 +362,16 @@ def _saved(studio: Studio, job: Job) -> bool:
 
 @installed
 async def test_a_job_that_takes_its_worker_down_does_so_twice(
-    tmp_path: Path, cluster: SmallCluster, stage: Stage
+    tmp_path: Path, cluster: SmallCluster, stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = on_cluster(cluster).model_copy(update={"checkpoint_seconds": 99.0})
     async with ray_studio(tmp_path, stage, settings) as (studio, _):
         deadly, other = await submit_content(studio, b"deadly"), await submit(studio, "other")
         failed = await studio.wait(deadly.id)
         assert failed.state is JobState.FAILED
-        assert "2 times in a row without getting any further" in str(failed.error)
+        assert str(failed.error).startswith("the process that computed it on ")
+        assert "ended unexpectedly, 2 times in a row without getting any further" in str(failed.error)
+        assert "worker process has died" in caplog.text, "the operator's log has what Ray says"
         assert (await studio.wait(other.id)).state is JobState.DONE
         after = await submit(studio)
         assert (await studio.wait(after.id)).state is JobState.DONE
@@ -460,11 +472,9 @@ def _wait(condition: Callable[[], bool], why: str = "") -> None:
 
 
 def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 # ── Many ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

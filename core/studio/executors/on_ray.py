@@ -17,7 +17,8 @@ they computed since the last checkpoint is lost, some seconds, and the next head
 find living workers again by their names would save these seconds, but then two heads may believe that a run is theirs
 (the old one cut off, not dead), the store would have to arbitrate, and results would have to wait somewhere for a head
 that may never come. As it is, a worker lives no longer than the head that hears it, and only that head's process may
-finish its job in the store: none runs twice to the end, none is lost.
+finish its job in the store: none runs twice to the end, none is lost. (A node that is cut off may compute on for some
+seconds before Ray ends what runs there; nobody hears of that.)
 
 Whatever may block in Ray (connecting, creating and killing actors, putting objects) happens in threads.
 """
@@ -428,7 +429,8 @@ class RayExecutor:
             gone = True
         if gone:
             return LostRunError(f"the machine {staff.node.name} went away", machine=True)
-        return LostRunError(f"the worker on {staff.node.name} ended: {_reason(error)}")
+        log.warning("the worker on %s ended: %s", staff.slot, _reason(error))
+        return LostRunError(f"the process that computed it on {staff.node.name} ended unexpectedly")
 
     # Below: in threads
 
