@@ -141,8 +141,11 @@ class Transfer:
         self._shards = shards
         loaded = weights.load(weights.choose(settings.network), weights_file)
         self.plan = self._planned(settings, loaded)
+        size = content.shape[2], content.shape[3]
+        self._operations = planning.operations(settings, size, self.device, loaded, self.plan)
         self.network = network_of(settings, loaded, self.device)
         self._precision: Precision = settings.precision
+        self._seconds = 0.0  # spent on steps, without what is done with them
 
     def _planned(self, settings: Settings, loaded: weights.Weights) -> planning.Plan:
         content = self.content.shape[2], self.content.shape[3]
@@ -229,6 +232,12 @@ class Transfer:
         return torch.lerp(finished, resize(self.content, size).clamp(0, 1), self.guidance.kept(size))
 
     @property
+    def expected_seconds(self) -> float | None:
+        """How long the steps should take; None before the first run on the device has been measured."""
+        speed = planning.measured_speed(self.network.name, self.settings, self.device)
+        return None if speed is None else self._operations / speed
+
+    @property
     def _stage_levels(self) -> tuple[int, ...]:
         """The finest level of each stage."""
         levels = self.settings.levels
@@ -277,6 +286,12 @@ class Transfer:
                 stage = _Stage(self, number, self._start_of(number, picture), before)
             yield from stage.steps()
             before, picture = stage.spent, stage.picture
+        if checkpoint is None and self._precision == self.settings.precision:
+            self._remember_speed()
+
+    def _remember_speed(self) -> None:
+        """Lets later runs foretell their time by this one's, which went from start to end."""
+        planning.remember_speed(self.network.name, self.settings, self.device, self._operations, self._seconds)
 
     def _compute_in(self, precision: Precision) -> None:
         """Has the network compute in another precision from now on; the optimiser's memory stays as planned.
@@ -456,6 +471,7 @@ class _Stage:
         if self._resumed is None:
             self._changed(0, 0)
         losses = self._losses
+        asked = time.monotonic()
         for iterate in self._run():
             if not math.isfinite(iterate.loss):
                 raise DivergenceError(
@@ -466,7 +482,9 @@ class _Stage:
             losses[iterate.iteration] = iterate.loss
             seconds = time.monotonic() - began
             self.spent = self._before.plus(iterate.iteration, iterate.evaluations, seconds)
+            self._transfer._seconds += time.monotonic() - asked
             yield self._step(iterate, seconds)
+            asked = time.monotonic()
             if iterate.iteration >= self._planned(self._number) or self._settled(list(losses.values())):
                 break
         else:

@@ -8,6 +8,8 @@ import hypothesis
 import pytest
 import torch
 
+from core import weights
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 # A busy machine may take its time over an example; what it may not do is give a wrong answer.
@@ -31,6 +33,14 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither this machine's weights nor its measured speeds, and none of the tests' for its user."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(weights.CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core import config, devices, images, optimizers
+from core import config, devices, images, optimizers, weights
 from core.config import Settings
 from core.errors import CheckpointError, DivergenceError, MemoryLimitError, SettingsError, UserError, WeightsError
 from core.optimizers import Evaluate, Iterate
@@ -590,3 +590,20 @@ def test_a_run_in_16_bit_that_stalls_goes_on_in_float32(small: Path, monkeypatch
 def test_a_precision_that_was_asked_for_stays(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers, "OPTIMIZERS", {"lbfgs": _stalling})
     assert len(list(transfer(small, {"precision": "bfloat16"}).steps())) == 1
+
+
+# ── Time, foretold ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_whole_run_foretells_the_next(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    first = transfer(small)
+    before = first.expected_seconds
+    start, *_ = first.steps()
+    after = first.expected_seconds
+    assert before is None
+    assert after is not None
+    assert transfer(small, {"optimizer": {"iterations": 40}}).expected_seconds == pytest.approx(10 * after)
+
+    list(transfer(small).steps(start.checkpoint()))
+    assert transfer(small).expected_seconds == after, "a part of a run foretells nothing"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from core import devices, images, planning, weights
+from core import devices, images, planning
 from core.cli import files, pictures, sweep
 from core.cli.arguments import program
 from core.cli.display import Display
@@ -62,7 +62,6 @@ def run(arguments: Namespace, asked: Asked, began: float) -> int:
             display,
             interruption,
             asked.recipe,
-            operations=_operations(transfer, arguments.weights),
             resumed=checkpoint is not None,
         )
         work.prepare()
@@ -115,13 +114,6 @@ def _introduce(transfer: Transfer, display: Display) -> None:
 
 def _precision(transfer: Transfer) -> str:
     return str(transfer.network.dtype).removeprefix("torch.")
-
-
-def _operations(transfer: Transfer, weights_file: Path | None) -> float:
-    """Arithmetic of the whole run, by which its time is foretold."""
-    content = (transfer.content.shape[2], transfer.content.shape[3])
-    loaded = weights.load(transfer.network.name, weights_file)  # it has been, and is still in memory
-    return planning.operations(transfer.settings, content, transfer.device, loaded, transfer.plan)
 
 
 def _read_checkpoint(path: Path | None) -> bytes | None:
@@ -232,16 +224,14 @@ class _Run:
     display: Display
     interruption: Interruption
     recipe: Recipe | None
-    operations: float
     resumed: bool
     step: Step | None = None
     checkpoint: bytes | None = None
 
     @cached_property
     def expected_seconds(self) -> float | None:
-        """How long the optimisation should take; None before the first run on the device has been measured."""
-        speed = planning.measured_speed(self.transfer.network.name, self.transfer.settings, self.transfer.device)
-        return None if speed is None else self.operations / speed
+        """How long the optimisation should take, as far as could be known before it."""
+        return self.transfer.expected_seconds
 
     def prepare(self) -> None:
         """Says what the run will take, and computes the targets, apart from the optimisation."""
@@ -267,8 +257,6 @@ class _Run:
         self._write(self.step)
         if self.checkpoint is not None:
             images.write_bytes(self.output.checkpoint_path, self.checkpoint)
-        else:
-            self._remember(self.step)
 
     def _run(self, checkpoint: bytes | None) -> None:
         with contextlib.closing(self.transfer.steps(checkpoint)) as steps:
@@ -288,14 +276,6 @@ class _Run:
         if self.recipe is not None:
             for departure in departures(self.recipe, now=self.transfer.recipe(step)):
                 self.display.note(f"warning: {departure}")
-
-    def _remember(self, step: Step) -> None:
-        """Lets later runs foretell their time by this one's, if nothing else than the optimisation was in it."""
-        if step.iteration == step.iterations and not self.resumed and not self.frames:
-            transfer = self.transfer
-            planning.remember_speed(
-                transfer.network.name, transfer.settings, transfer.device, self.operations, step.seconds
-            )
 
     def _write(self, step: Step) -> None:
         self.output.write(self.transfer, step)
