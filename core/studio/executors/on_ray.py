@@ -65,6 +65,8 @@ _TROUBLE_SECONDS = 30.0
 """A node on which no worker could be started is tried again after this time."""
 _PATIENCE_SECONDS = 60.0
 """How long an estimate waits for the first worker of a kind of node."""
+_STARTING_SECONDS = 15.0
+"""A worker should be there after this time."""
 _CLOSE_SECONDS = 1.0
 """How long a worker has to put its things away before it is killed."""
 _SHUTDOWN_SECONDS = 15.0
@@ -137,8 +139,7 @@ class RayExecutor:
         """Takes the slot's worker; where there is none, one is started if jobs want it, and is there another time."""
         staff = self._staff.get(slot.name)
         if staff is None:
-            waiting = len(self._staff) - len(self._reserved)
-            if waiting < self._queued:
+            if self._waiting() < self._queued:
                 self._hire_for(slot)
             return False
         if staff.survey is None:
@@ -146,6 +147,12 @@ class RayExecutor:
         staff.stay()
         self._reserved[slot.name] = staff
         return True
+
+    def _waiting(self) -> int:
+        """Workers that have nothing to do or are about to be there; one that takes long may be on a dead node."""
+        soon = time.monotonic() - _STARTING_SECONDS
+        idle = [staff for staff in self._staff.values() if self._reserved.get(staff.slot) is not staff]
+        return sum(staff.survey is not None or staff.hired > soon for staff in idle)
 
     def release(self, slot: Slot) -> None:
         """Lets the slot's worker wait for a next job for a while."""
@@ -422,6 +429,8 @@ class RayExecutor:
     async def _lost(self, staff: Staff, error: Exception) -> LostRunError:
         """Whether a process went away or its whole machine."""
         if isinstance(error, self._ray.exceptions.ActorUnavailableError) or getattr(error, "preempted", False):
+            if site := self._sites.get(staff.node.id):  # Ray may take half a minute to be sure that it is dead
+                site.tried = time.monotonic()
             return LostRunError(f"the machine {staff.node.name} can't be reached any more", machine=True)
         try:
             gone = staff.node.id not in {node.id for node in await self._ask(nodes)}

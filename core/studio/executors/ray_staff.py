@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class Staff:
     node: Node
     slot: str
     lock: FileLock
+    hired: float = field(default_factory=time.monotonic)
     actor: Any = None
     survey: Survey | None = None
     """What it said of itself; none until it is ready."""
