@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and writes JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.shards", description="Scale one picture's evaluation.")
     parser.add_argument("--level", type=int, default=2, help="whose evaluation is timed (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="of all arrangements (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all arrangements (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=RESULTS / "shards.json")
     options = parser.parse_args(arguments)
     import ray  # noqa: PLC0415 - its import changes the environment
