@@ -68,7 +68,9 @@ class Bench:
         return result
 
     def _endless(self, setting: race.Setting) -> race.Setting:
-        optimizer = setting.settings.optimizer.model_copy(update={"iterations": self.options.evaluations})
+        # Neither runner stops by itself; the product's coarse stage is about as long as its tolerance makes it.
+        changes = {"iterations": self.options.evaluations, "coarse_iterations": 50, "tolerance": 0.0}
+        optimizer = setting.settings.optimizer.model_copy(update=changes)
         settings = setting.settings.model_copy(update={"optimizer": optimizer})
         return race.Setting(setting.content, setting.style, settings, setting.weights_file, setting.device)
 

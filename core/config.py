@@ -115,17 +115,17 @@ class OptimizerSettings(_Frozen):
     schedule: Literal["coarse-first", "joint"] = "coarse-first"
     """`coarse-first`: level 0 alone, then each finer level joins, all of them at the end; `joint`: all levels from the
     first iteration. The objective at the end is the same."""
-    iterations: Iterations = 40
-    """Iterations of the last stage, in which all levels are optimised together."""
-    coarse_iterations: Iterations = 50
-    """Iterations of each earlier stage (schedule `coarse-first`)."""
+    iterations: Iterations = 60
+    """Iterations of the last stage, in which all levels are optimised together, at most (see `tolerance`)."""
+    coarse_iterations: Iterations = 60
+    """Iterations of each earlier stage (schedule `coarse-first`), at most."""
     level_iterations: Annotated[tuple[Iterations, ...], Field(max_length=MAX_LEVEL + 1)] = ()
     """Iterations of the stage of each level, from level 0 up, in place of the two numbers above; the last one holds for
     all finer stages."""
     kept_detail: Share = 0.5
     """How much of the starting picture's fine detail a finer stage adds to what the stage before it found."""
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """A stage ends early when ten iterations lowered its loss by less than this share; 0 never."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """A stage ends when ten iterations lowered its loss by less than this share; 0: after all its iterations."""
     history: Annotated[int, Field(ge=1, le=100)] = 10
     """Pairs of steps and gradient changes that L-BFGS remembers."""
     step: Annotated[float, Field(gt=0, le=1)] = 0.02

@@ -542,7 +542,9 @@ class _Stage:
         tolerance = self._transfer.settings.optimizer.tolerance
         if not tolerance or len(losses) <= _PATIENCE:
             return False
-        return losses[-1] > (1 - tolerance) * losses[-1 - _PATIENCE]
+        best = min(losses[:-_PATIENCE])
+        fallen = best < losses[0]  # Adam may climb before it falls
+        return fallen and min(losses[-_PATIENCE:]) > (1 - tolerance) * best
 
     def _step(self, iterate: Iterate, seconds: float) -> Step:
         stages = len(self._transfer._stage_levels)
