@@ -477,6 +477,25 @@ async def test_without_javascript_the_table_still_shows(lab: Lab, browser: Brows
     await context.close()
 
 
+async def _unfold(page: Page) -> None:
+    """Everything that the form can show."""
+    await page.get_by_role("button", name="Coffee").click()
+    await page.get_by_role("button", name="Mosaic").click()
+    await page.get_by_role("button", name="Swirls").click()
+    await page.get_by_role("radio", name="All in one picture").check()
+    for part in await page.locator("details > summary").all():
+        await part.click()
+    await expect(page.locator("[data-painting-canvas]")).to_be_visible()
+
+
+async def _steerable(lab: Lab) -> str:
+    """The page of a job that can be steered for as long as the test lasts."""
+    await lab.send("PUT", "/api/queue", {"paused": True})
+    job = await lab.submit()
+    await lab.send("POST", f"/api/jobs/{job['id']}/steer", {"attempt": 1, "dials": {"style": 7}})
+    return str(job["page"])
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280, 3840])
 async def test_no_page_is_wider_than_the_window(visit: Visit, width: int) -> None:
     job = await visit.lab.submit()
@@ -484,6 +503,8 @@ async def test_no_page_is_wider_than_the_window(visit: Visit, width: int) -> Non
     await visit.page.set_viewport_size({"width": width, "height": 800})
     for path in ("/", "/tables/stages", "/new", "/pictures", job["page"], f"/compare?left={job['id']}"):
         page = await visit.open(path)
+        if path == "/new":
+            await _unfold(page)
         assert await page.evaluate("document.documentElement.scrollWidth") <= width, path
 
 
@@ -517,11 +538,16 @@ async def test_axe_finds_no_serious_violation(lab: Lab, browser: Browser, scheme
     await lab.done(job["id"])
     await lab.until(lambda: lab.json("/api/jobs?state=done&table=small"), lambda found: len(found["jobs"]) >= 4)
     viewport: Any = {"width": width, "height": 900}
-    context = await browser.new_context(viewport=viewport, color_scheme=scheme, bypass_csp=True)
+    context = await browser.new_context(
+        viewport=viewport, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
+    )
     page = await context.new_page()
     found = []
-    for path in ("/", "/tables/stages", "/new", "/pictures", job["page"], f"/compare?left={job['id']}", "/nothing"):
+    paths = ["/", "/tables/stages", "/new", "/pictures", job["page"], f"/compare?left={job['id']}", "/nothing"]
+    for path in [*paths, await _steerable(lab)]:
         await page.goto(lab.origin + path)
+        if path == "/new":
+            await _unfold(page)
         await page.add_script_tag(path=AXE)
         violations = (await page.evaluate("axe.run()"))["violations"]
         for each in violations:

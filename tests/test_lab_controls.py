@@ -338,6 +338,17 @@ async def test_what_was_steered_survives_a_restart_and_is_enlarged_as_it_ended(t
         await lab.send("POST", f"/api/jobs/{made['id']}/steer", {"attempt": 1, "dials": {"style": 1}}, 409)
 
 
+async def test_a_steered_picture_brings_the_weights_that_it_ended_with(lab: Lab) -> None:
+    settings = Settings().model_dump(mode="json")
+    changes = {"loss": {"content_weight": 0.5}}
+    steering = [{"evaluation": 9, "iteration": 7, "changes": changes}]
+    strange = [{"evaluation": 9, "iteration": 7, "changes": {"levels": 2}}]
+    recipes = [{"settings": settings, "steering": known} for known in (steering, strange, "none")]
+    taken = await lab.upload(*((f"{number}.png", png(recipe=recipe)) for number, recipe in enumerate(recipes)))
+    found = [each["settings"] for each in taken["pictures"]]
+    assert found == [Settings().changed(changes).model_dump(mode="json"), None, None]
+
+
 async def test_steering_needs_the_pages_token(lab: Lab) -> None:
     made = await ordered(lab)
     wish = {"attempt": 1, "dials": {"style": 7}}

@@ -505,6 +505,55 @@ async def test_the_real_engine_paints_what_it_paints_without_a_studio(
     assert (done.progress.fraction, done.progress.levels[0].level) == (1.0, 0)
 
 
+async def test_the_real_engine_is_steered_and_its_recipe_repeats_it(
+    tmp_path: Path, pictures: tuple[bytes, bytes]
+) -> None:
+    import torch
+
+    from core import images
+    from core.steering import parse
+    from core.transfer import Transfer
+
+    content, style = pictures
+    half = torch.zeros(1, 1, 16, 16)
+    half[..., :8] = 1
+    mask = images.encode(half.expand(1, 3, 16, 16))
+    changes = {"loss": {"content_weight": 1.0}}
+    async with real_studio(tmp_path) as studio:
+        first, second, region = [await studio.add_input("lab", data) for data in (content, style, mask)]
+        job = await studio.submit("lab", first, [second], FEW, masks=[region], film=True)
+        asked = False
+        with studio.subscribe(job_id=job.id) as events:
+            async for event in events:
+                if event.job and event.job.progress and event.job.progress.iteration >= 2 and not asked:
+                    asked = True
+                    await studio.steer(job.id, 1, changes, "content up")
+                if event.job and not event.job.state.pending:
+                    break
+        done = await studio.job(job.id)
+        assert (done.state, done.error) == (JobState.DONE, None)
+        picture = await studio.result_bytes(job.id)
+        film = await studio.film_path(job.id)
+        assert film.stat().st_size > 1000
+    (wish,) = done.steering
+    assert wish.iteration is not None and 2 <= wish.iteration < 8
+    steering = parse(images.read_recipe(picture)["steering"])
+    assert [(each.iteration, each.evaluation, each.changes) for each in steering] == [
+        (wish.iteration, wish.evaluation, changes)
+    ]
+    again = Transfer(
+        images.read(content).pixels,
+        [images.read(style).pixels],
+        FEW,
+        device="cpu",
+        masks=[images.read_mask(mask)],
+        steering=steering,
+    )
+    *_, last = again.steps()
+    repeated, painted = images.read(again.encode(last)).pixels, images.read(picture).pixels
+    assert (repeated - painted).abs().mean() < 1 / 255
+
+
 async def test_the_real_engine_refuses_what_is_no_picture(tmp_path: Path, pictures: tuple[bytes, bytes]) -> None:
     content, _ = pictures
     async with real_studio(tmp_path) as studio:

@@ -8,13 +8,15 @@ the event loop and a few at a time, and written anew, so that neither scripts no
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from aiohttp import BodyPartReader, hdrs, web
 
 from core import config
 from core.config import Settings
-from core.errors import ImageError, SettingsError
+from core.errors import ImageError, RecipeError, SettingsError
+from core.steering import parse, steered
 from ui.lab.shown import Model
 from ui.lab.threads import in_thread
 
@@ -85,7 +87,7 @@ class Upload:
         width: In pixels.
         height: In pixels.
         notices: What its owner may like to know.
-        settings: Of the job that made it, if this project did.
+        settings: That the job which made it ended with, if this project did.
     """
 
     title: str
@@ -271,11 +273,12 @@ def _mask(data: bytes, title: str, max_pixels: int) -> Mask:
 
 
 def _settings_in(recipe: dict[str, Any] | None) -> Settings | None:
-    """The settings that a picture says it was made with; a stranger may have written them."""
-    settings = (recipe or {}).get("settings")
-    if not isinstance(settings, dict):
+    """The settings that a picture says it ended with; a stranger may have written them."""
+    known = recipe or {}
+    if not isinstance(known.get("settings"), dict):
         return None
     try:
-        return config.parse(settings)
-    except SettingsError:
+        begun, steering = config.parse(known["settings"]), parse(known.get("steering", ()))
+        return reduce(lambda settings, steer: steered(settings, steer.changes), steering, begun)
+    except (SettingsError, RecipeError):
         return None
