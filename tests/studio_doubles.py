@@ -15,7 +15,7 @@ from typing import Any
 from core.config import Settings
 from core.errors import CheckpointError
 from core.studio import Job, Studio, StudioSettings
-from core.studio.executors.local import Moment
+from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Checkpoint, Estimate, LevelLoss, Output, Progress, Run, Slot, Update, Wish
 from core.studio.scheduler import Executor
 
@@ -273,6 +273,62 @@ def _restored(checkpoint: bytes) -> tuple[int, bytes]:
     if not colon or len(state) != 32:
         raise CheckpointError("the checkpoint is damaged")
     return int(iteration), state
+
+
+class _Scripted(Rehearsal):
+    """A backend of the script's slots, on which nothing is computed."""
+
+    def __init__(self, script: ScriptedExecutor) -> None:
+        super().__init__(slots=script.slots())
+        self._script = script
+
+    def estimate(self, run: Run, device: str) -> Estimate:
+        slot = next((slot for slot in self._slots if slot.device == device), None)
+        return asyncio.run(self._script.estimate(run, slot))
+
+
+class ScriptedLocal(LocalExecutor):
+    """The executor in threads, in which nothing happens but what a script says."""
+
+    def __init__(self, locks: Path, settings: StudioSettings, script: ScriptedExecutor) -> None:
+        super().__init__(locks, settings, _Scripted(script))
+        self._script = script
+        self._loop = asyncio.get_running_loop()
+
+    async def estimate(self, run: Run, slot: Slot | None) -> Estimate:
+        return await asyncio.to_thread(self._backend.estimate, run, slot.device if slot else "")
+
+    def _follow(self, work: Any, run: Run, checkpoint: bytes | None) -> None:
+        asyncio.run_coroutine_threadsafe(self._hand_on(work, run), self._loop).result()
+
+    async def _hand_on(self, work: Any, run: Run) -> None:
+        if work.stop.is_set():  # cancelled before its script began
+            return
+        async with contextlib.aclosing(self._script.start(run, work.slot)) as updates:
+            async for update in updates:
+                work.mailbox.put(update)
+
+    def cancel(self, job_id: str, attempt: int, *, keep: bool) -> None:
+        super().cancel(job_id, attempt, keep=keep)
+        self._script.cancel(job_id, attempt, keep=keep)
+
+    def steer(self, job_id: str, attempt: int, wish: Wish) -> None:
+        super().steer(job_id, attempt, wish)
+        self._script.steer(job_id, attempt, wish)
+
+    async def close(self) -> None:
+        await super().close()
+        await self._script.close()
+
+
+@contextlib.asynccontextmanager
+async def open_local_studio(
+    data: Path, script: ScriptedExecutor, settings: StudioSettings = QUICK
+) -> AsyncIterator[Studio]:
+    """As `open_studio`, with what the script says happening in threads."""
+    (data / "locks").mkdir(parents=True, exist_ok=True)
+    async with Studio.open(data, settings, ScriptedLocal(data / "locks", settings, script)) as studio:
+        yield studio
 
 
 @contextlib.asynccontextmanager

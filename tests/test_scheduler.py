@@ -53,13 +53,13 @@ PATIENCE = 10
 OpenStudio = Callable[..., AbstractAsyncContextManager[Studio]]
 
 
-@pytest.fixture(params=["in process", pytest.param("on ray", marks=[pytest.mark.ray_full, ray_doubles.installed])])
+@pytest.fixture(params=["plain", "threads", pytest.param("ray", marks=[pytest.mark.ray_full, ray_doubles.installed])])
 def open_studio(request: pytest.FixtureRequest) -> OpenStudio:
     """Opens a studio whose runs do what a test says: one policy, whatever computes."""
-    if request.param == "in process":
-        return studio_doubles.open_studio
-    request.getfixturevalue("ray_here")
-    return ray_doubles.open_studio
+    if request.param == "ray":
+        request.getfixturevalue("ray_here")
+        return ray_doubles.open_studio
+    return studio_doubles.open_studio if request.param == "plain" else studio_doubles.open_local_studio
 
 
 @pytest.fixture(scope="module")
