@@ -65,7 +65,7 @@ def _scale(picture: Array) -> float:
 _OCTAVES = (1.0, 2.0, 4.0)
 """Deviations f, in pixels of a level, of the bands G_f − G_2f; their periods are about 6.5·f: 6.5, 13 and 26 pixels.
 
-A level tells the network about texture between what its first layers see (3 to 5 pixels) and what relu3_4 sees (40)."""
+A level tells the network about texture between what its first layers see (3 to 5 pixels) and what relu3_4 sees (48)."""
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,8 @@ class Bench:
         )
 
     def stage(self, stage: Stage, seeds: int) -> list[Figures]:
-        """The figures of a stage, one entry per seed, or one alone where there is no noise."""
-        numbers = range(seeds if stage.has_noise else 1)
+        """The figures of a stage: one entry per seed, but one alone where there is no noise or no story to tell."""
+        numbers = range(seeds if stage.has_noise and stage.told else 1)
         return [self.figures(self.kept.picture(self.pair, stage, self.levels, seed), seed) for seed in numbers]
 
     def facts(self) -> dict[str, Any]:
@@ -282,7 +282,7 @@ def measure(
     return {
         "levels": section.levels,
         "seeds": section.seeds,
-        "judge": seen or "none: give one with --judge",
+        "judge": seen or "none; --judge gives the story one",
         "pairs": entries,
         "robustness": robustness(found),
     }
