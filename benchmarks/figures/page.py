@@ -173,7 +173,8 @@ def _setup(figures: Mapping[str, Any], sections: Any) -> str:
     parts = []
     for section in sections:
         seeds = f"{section['seeds']} seeds" if section["seeds"] > 1 else "one seed"
-        parts.append(f"{len(section['pairs'])} pairs at L = {section['levels']} with {seeds}")
+        pairs = " pairs" if len(section["pairs"]) > 1 else ""
+        parts.append(f"{len(section['pairs'])}{pairs} at L = {section['levels']} with {seeds}")
     judges = [section["judge"] for section in sections if isinstance(section["judge"], Mapping)]
     judge = (
         f"The judge is {judges[0]['name']} ({judges[0]['layers'][0]} to {judges[0]['layers'][-1]}), which no picture "
