@@ -21,7 +21,7 @@ from core.studio import StudioSettings
 from core.studio.executors.local import LocalExecutor, Moment
 from core.studio.jobs import Estimate, LevelLoss, Output, Progress, Run, Slot
 from ui.lab import LabOptions, create_app, shelf
-from ui.lab.api import STUDIO
+from ui.lab.board import STUDIO
 from ui.lab.tables import LabConfig
 from ui.lab.uploads import UploadLimits
 

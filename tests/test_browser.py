@@ -17,7 +17,7 @@ from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, 
 
 from core import images
 from tests.lab_doubles import QUICK, SMALL_TABLE, Lab, Plain, config_of, open_lab, plain, png
-from ui.lab.api import STUDIO
+from ui.lab.board import STUDIO
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("AXE_CORE")

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from core import config, images, weights
+from core import config, dials, images, weights
 from core.errors import MemoryLimitError, WeightsError
 from core.studio.jobs import StorageError
 from tests.lab_doubles import QUICK, SMALL_TABLE, Lab, Plain, config_of, open_lab, png
 from ui.lab import api
-from ui.lab.api import OPERATIONS, STUDIO
+from ui.lab.api import OPERATIONS
+from ui.lab.board import STUDIO
 from ui.lab.messages import JobDetail, Problem
 from ui.lab.networks import NETWORKS
 from ui.lab.openapi import Operation, document
@@ -116,7 +117,7 @@ async def test_refusals_are_problems_too(lab: Lab, method: str, path: str, body:
 async def test_from_upload_to_picture(lab: Lab) -> None:
     (content,) = (await lab.upload(("My cat.PNG", png(height=96, width=128))))["pictures"]
     assert (content["title"], content["width"], content["height"]) == ("My cat", 128, 96)
-    wanted = {"level": 0, "dials": {"content": 2.5, "noise": 2.5}, "seed": 11}
+    wanted: dict[str, Any] = {"level": 0, "dials": {"content": 2.5, "noise": 2.5}, "seed": 11}
     references = {"contents": [{"id": content["id"]}], "styles": [{"sample": "swirls"}], "wanted": wanted}
     estimate = await lab.send("POST", "/api/estimate", references)
     assert estimate["pictures"] == 1 and (estimate["width"], estimate["height"]) == (341, 256)
@@ -127,11 +128,8 @@ async def test_from_upload_to_picture(lab: Lab) -> None:
     assert (done["state"], done["texts"]["title"]) == ("done", "My cat × Swirls")
     detail = JobDetail.model_validate(await lab.json(f"/api/jobs/{job['id']}"))
     final = config.load()
-    dialled = {
-        "noise": {"strength": final.noise.strength / 2},
-        "loss": {"content_weight": final.loss.content_weight / 10},
-    }
-    assert detail.settings == final.changed({"levels": 0, "seed": 11, **dialled})
+    assert detail.settings.loss.content_weight == pytest.approx(final.loss.content_weight / 10)
+    assert detail.settings == dials.apply(final.changed({"levels": 0, "seed": 11}), wanted["dials"])
     assert [line.after for line in detail.log] == ["queued", "running", "done"]
     assert [point.iteration for point in detail.losses] == [1, 2, 3]
     picture = images.read(await (await lab.get(done["download"])).read())

@@ -14,7 +14,7 @@ from core.config import Settings
 from core.errors import SettingsError
 from tests.lab_doubles import Lab, Plain, open_lab, plain, png
 from ui.lab import experts, own_tables
-from ui.lab.api import STUDIO
+from ui.lab.board import STUDIO
 from ui.lab.messages import JobDetail, TableView
 from ui.lab.own_tables import OwnTable
 from ui.lab.uploads import UploadLimits

@@ -11,8 +11,7 @@ from core.config import Settings
 from core.errors import ImageError, SettingsError
 from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab, png
 from ui.lab import filling, shelf
-from ui.lab.api import STUDIO
-from ui.lab.board import BOARD, TABLE_OWNER
+from ui.lab.board import BOARD, STUDIO, TABLE_OWNER
 from ui.lab.shelf import SHELF
 from ui.lab.tables import Head, Order, TableConfig, read_config, table_of
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.studio.jobs import JobState
 from tests.lab_doubles import SMALL_TABLE, Lab, Plain, config_of, open_lab
-from ui.lab.api import STUDIO
+from ui.lab.board import STUDIO
 from ui.lab.media import Cache
 from ui.lab.shown import duration, job_view, memory, ordinal, percent
 

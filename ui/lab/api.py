@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from core import __version__, config
 from core.errors import SettingsError, UserError
-from core.studio import Job, JobState, Studio
-from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError, effort
-from ui.lab import events, own_tables, security, steering
-from ui.lab.board import BOARD, LAB_OWNER, OWNERS, QueueView, Regions, Wanted
+from core.studio import Job, JobState
+from core.studio.jobs import JobStateError, NoSuchJobError, QueueFullError, StorageError
+from ui.lab import events, orders, security, steering
+from ui.lab.board import BOARD, OWNERS, STUDIO, QueueView
 from ui.lab.messages import (
     CsrfToken,
     EstimateView,
@@ -21,7 +21,6 @@ from ui.lab.messages import (
     JobDetail,
     JobList,
     MaskList,
-    MaskView,
     Nothing,
     PresetList,
     PresetView,
@@ -32,7 +31,6 @@ from ui.lab.messages import (
     TableName,
     TableView,
     UploadList,
-    UploadView,
 )
 from ui.lab.metrics import METRICS
 from ui.lab.networks import NETWORKS, NetworkView
@@ -42,7 +40,6 @@ from ui.lab.requests import (
     EnlargeRequest,
     EstimateRequest,
     JobRequest,
-    PictureRef,
     QueueRequest,
     SteerRequest,
     SweepRequest,
@@ -50,11 +47,7 @@ from ui.lab.requests import (
     understand,
 )
 from ui.lab.shelf import SHELF
-from ui.lab.shown import LARGEST_LEVEL, JobView, duration, job_view, memory
-from ui.lab.tables import Table
-from ui.lab.uploads import UPLOADS
-
-STUDIO = web.AppKey("studio", Studio)
+from ui.lab.shown import LARGEST_LEVEL, JobView, job_view
 
 _BODY_SECONDS = 20.0
 
@@ -71,11 +64,6 @@ async def list_jobs(request: web.Request) -> JobList:
     before = _number(query["before"]) if "before" in query else None
     jobs = await request.app[STUDIO].jobs(states=states, tags=tags, limit=limit, before=before)
     return JobList(jobs=tuple(job_view(job) for job in jobs if job.owner in OWNERS))
-
-
-async def create_job(request: web.Request, body: JobRequest) -> JobView:
-    """Puts one picture into the queue."""
-    return job_view(await submit_job(request, body))
 
 
 async def show_job(request: web.Request) -> JobDetail:
@@ -133,70 +121,6 @@ async def steer_job(request: web.Request, body: SteerRequest) -> JobView:
     return job_view(await request.app[STUDIO].steer(job.id, body.attempt, wish.changes, wish.text))
 
 
-async def estimate(request: web.Request, body: EstimateRequest) -> EstimateView:
-    """What pictures would need, before anything is started."""
-    column = body.columns[0]
-    content, *styles = [await _wanted(request, picture) for picture in (body.contents[0], *column)]
-    inputs = [style.input for style in styles]
-    masks = [style.mask for style in column]
-    found = await request.app[STUDIO].estimate(
-        body.wanted.resolved(column), content.input, inputs, masks=masks, protect=body.protect
-    )
-    count = len(body.contents) * len(body.columns) * body.times
-    painted = effort(range(body.regions))
-    seconds = None if found.seconds is None else count * painted * found.seconds
-    took = "time not measured yet" if seconds is None else f"about {duration(seconds)}"
-    number = "" if count == 1 else f"{count} pictures · "
-    return EstimateView(
-        pictures=count,
-        width=found.width,
-        height=found.height,
-        memory_bytes=found.memory_bytes,
-        free_bytes=found.free_bytes,
-        seconds=seconds,
-        network=found.network,
-        text=f"{number}{found.width} × {found.height} · {took} · {memory(found.memory_bytes)} of memory",
-    )
-
-
-async def upload_pictures(request: web.Request) -> UploadList:
-    """Takes pictures in, as a form whose parts are files called `picture`."""
-    uploads = await request.app[UPLOADS].receive(request)
-    views = []
-    for upload in uploads:
-        input_id = await request.app[STUDIO].add_input(LAB_OWNER, upload.data)
-        views.append(
-            UploadView(
-                id=input_id,
-                title=upload.title,
-                width=upload.width,
-                height=upload.height,
-                thumbnail=f"/media/inputs/{input_id}/320.jpg?v=1",
-                notices=upload.notices,
-                settings=upload.settings,
-            )
-        )
-    return UploadList(pictures=tuple(views))
-
-
-async def upload_masks(request: web.Request) -> MaskList:
-    """Takes regions in: grey pictures, white inside, as a form whose parts are files called `picture`."""
-    views = []
-    for mask in await request.app[UPLOADS].receive_masks(request):
-        input_id = await request.app[STUDIO].add_input(LAB_OWNER, mask.data)
-        views.append(
-            MaskView(
-                id=input_id,
-                title=mask.title,
-                width=mask.width,
-                height=mask.height,
-                share=mask.share,
-                thumbnail=f"/media/inputs/{input_id}/320.jpg?v=1",
-            )
-        )
-    return MaskList(masks=tuple(views))
-
-
 async def list_samples(request: web.Request) -> SampleList:
     """The pictures to choose from."""
     shelf = request.app[SHELF]
@@ -216,29 +140,7 @@ async def list_presets(request: web.Request) -> PresetList:
 
 async def list_tables(request: web.Request) -> TableList:
     """The tables."""
-    return TableList(tables=tuple(_table_name(table) for table in request.app[BOARD].tables.values()))
-
-
-async def create_table(request: web.Request, body: TableRequest) -> TableName:
-    """Puts every content in every style, or in all of them together, into the queue, as a table."""
-    contents = [await _wanted(request, picture) for picture in body.contents]
-    columns = []
-    for column in body.columns:
-        styles = [await _wanted(request, style) for style in column]
-        columns.append(own_tables.column([style.pair for style in styles], body.wanted.resolved(column)))
-    asked = own_tables.gallery([content.pair for content in contents], columns)
-    return _table_name(await request.app[BOARD].add_table(asked))
-
-
-async def create_sweep(request: web.Request, body: SweepRequest) -> TableName:
-    """Puts one picture under several values of one or two settings into the queue, as a table."""
-    content, *styles = [await _wanted(request, picture) for picture in (body.content, *body.styles)]
-    settings = body.resolved()
-    down = own_tables.axis(body.rows.setting, body.rows.values, len(styles))
-    across = own_tables.axis(body.columns.setting, body.columns.values, len(styles)) if body.columns else None
-    pairs = [style.pair for style in styles]
-    asked = own_tables.sweep(content.pair, pairs, settings, down, across, masks=body.masks, protect=body.protect)
-    return _table_name(await request.app[BOARD].add_table(asked))
+    return TableList(tables=tuple(orders.table_name(table) for table in request.app[BOARD].tables.values()))
 
 
 async def show_table(request: web.Request) -> TableView:
@@ -248,7 +150,7 @@ async def show_table(request: web.Request) -> TableView:
     if table is None:
         raise NoSuchJobError("there is no such table")
     return TableView(
-        **_table_name(table).model_dump(),
+        **orders.table_name(table).model_dump(),
         rows=tuple(row.title for row in table.rows),
         columns=tuple(column.head.title for column in table.columns),
         cells=tuple(board.cells(table)),
@@ -306,33 +208,8 @@ async def openapi(request: web.Request) -> web.Response:
 # ── Pieces of handlers ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def submit_job(request: web.Request, body: JobRequest) -> Job:
-    """The job that a request asks for."""
-    content, *styles = [await _wanted(request, picture) for picture in (body.content, *body.styles)]
-    regions = Regions(body.masks, body.protect)
-    return await request.app[BOARD].submit(
-        content, styles, body.resolved(), regions, dials=body.wanted.dials, film=body.film
-    )
-
-
 async def _job(request: web.Request) -> Job:
     return await request.app[BOARD].job(request.match_info["id"])
-
-
-async def _wanted(request: web.Request, reference: PictureRef) -> Wanted:
-    """The picture that a request refers to."""
-    shelf = request.app[SHELF]
-    if reference.sample is not None:
-        input_id = await shelf.get(reference.sample)
-        return Wanted(input_id, reference.title or shelf.pictures[reference.sample].head.title)
-    if reference.id is None:
-        raise SettingsError("a picture needs an id or a sample")
-    await request.app[STUDIO].input_path(reference.id)
-    return Wanted(reference.id, reference.title or "Picture")
-
-
-def _table_name(table: Table) -> TableName:
-    return TableName(name=table.name, title=table.title, page=f"/tables/{table.name}")
 
 
 def _state(name: str) -> JobState:
@@ -352,7 +229,7 @@ def _number(text: str) -> float:
 
 OPERATIONS = (
     Operation("GET", "/api/jobs", list_jobs, JobList, query=("state", "table", "limit", "before")),
-    Operation("POST", "/api/jobs", create_job, JobView, JobRequest, 201),
+    Operation("POST", "/api/jobs", orders.create_job, JobView, JobRequest, 201),
     Operation("GET", "/api/jobs/{id}", show_job, JobDetail),
     Operation("DELETE", "/api/jobs/{id}", delete_job, Nothing),
     Operation("POST", "/api/jobs/{id}/cancel", cancel_job, JobView, Attempt),
@@ -361,15 +238,15 @@ OPERATIONS = (
     Operation("POST", "/api/jobs/{id}/retry", retry_job, JobView),
     Operation("POST", "/api/jobs/{id}/enlarge", enlarge_job, JobView, EnlargeRequest, 201),
     Operation("POST", "/api/jobs/{id}/steer", steer_job, JobView, SteerRequest),
-    Operation("POST", "/api/estimate", estimate, EstimateView, EstimateRequest),
-    Operation("POST", "/api/pictures", upload_pictures, UploadList, FORM, 201),
-    Operation("POST", "/api/masks", upload_masks, MaskList, FORM, 201),
+    Operation("POST", "/api/estimate", orders.estimate, EstimateView, EstimateRequest),
+    Operation("POST", "/api/pictures", orders.upload_pictures, UploadList, FORM, 201),
+    Operation("POST", "/api/masks", orders.upload_masks, MaskList, FORM, 201),
     Operation("GET", "/api/samples", list_samples, SampleList),
     Operation("GET", "/api/presets", list_presets, PresetList),
     Operation("GET", "/api/tables", list_tables, TableList),
-    Operation("POST", "/api/tables", create_table, TableName, TableRequest, 201),
+    Operation("POST", "/api/tables", orders.create_table, TableName, TableRequest, 201),
     Operation("GET", "/api/tables/{name}", show_table, TableView),
-    Operation("POST", "/api/sweeps", create_sweep, TableName, SweepRequest, 201),
+    Operation("POST", "/api/sweeps", orders.create_sweep, TableName, SweepRequest, 201),
     Operation("GET", "/api/queue", show_queue, QueueView),
     Operation("PUT", "/api/queue", change_queue, QueueView, QueueRequest),
     Operation("GET", "/api/network", show_network, NetworkView),

@@ -20,8 +20,7 @@ from core.errors import UserError
 from core.studio import Studio, StudioSettings, default_data_directory
 from core.studio.scheduler import Executor
 from ui.lab import api, events, media, metrics, networks, security, uploads, views
-from ui.lab.api import STUDIO
-from ui.lab.board import BOARD, Board
+from ui.lab.board import BOARD, STUDIO, Board
 from ui.lab.filling import Filler
 from ui.lab.messages import Problem
 from ui.lab.shelf import SHELF, Shelf

@@ -28,6 +28,8 @@ from ui.lab.tables import FOLDER, Head, LabConfig, Order, Table, TableConfig, ta
 
 log = logging.getLogger(__name__)
 
+STUDIO = web.AppKey("studio", Studio)
+
 TABLE_OWNER = "table"
 """Of the pictures that the lab begins by itself; they take turns with those that people ask for."""
 LAB_OWNER = "lab"

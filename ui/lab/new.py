@@ -11,9 +11,9 @@ from core.config import Settings
 from core.errors import UserError
 from core.studio import Job
 from ui.lab import experts, own_tables, security
-from ui.lab.api import STUDIO, submit_job
-from ui.lab.board import BOARD, LAB_OWNER
+from ui.lab.board import BOARD, LAB_OWNER, STUDIO
 from ui.lab.messages import Problem
+from ui.lab.orders import submit_job
 from ui.lab.pages import Context, page
 from ui.lab.requests import MOST_STYLES, JobRequest, understand
 from ui.lab.shelf import SHELF

@@ -11,8 +11,7 @@ from core.errors import RecipeError
 from core.studio import Job, JobState
 from core.studio.jobs import NoSuchJobError
 from ui.lab import new, steering
-from ui.lab.api import STUDIO
-from ui.lab.board import BOARD, OWNERS, Board
+from ui.lab.board import BOARD, OWNERS, STUDIO, Board
 from ui.lab.media import FILMS, MEDIA, WIDTHS, file_name, picture_response
 from ui.lab.new import COLOURS
 from ui.lab.pages import Context, page
