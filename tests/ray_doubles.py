@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,6 +27,8 @@ from core.studio.executors.ray_worker import Worker, paths_of
 from core.studio.jobs import Estimate, Output, RaySettings, Run, Slot, StudioSettings, Update, Wish
 from core.studio.scheduler import Executor
 from tests.studio_doubles import QUICK, Rehearsal, ScriptedExecutor
+
+T = TypeVar("T")
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray isn't installed (pip install -e '.[ray]')"
@@ -189,16 +191,27 @@ class SmallCluster:
         self._cluster.shutdown()
 
 
+def _patiently(start: Callable[[], T]) -> T:
+    """Tries again where the machine was so busy that Ray gave up on its own processes."""
+    for _ in range(2):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
 @contextlib.contextmanager
 def small_cluster(nodes: int) -> Iterator[SmallCluster]:
     """A cluster to which this process is connected."""
     import ray
 
     directory = Path(tempfile.mkdtemp(prefix="ray-"))  # a short path: sockets lie in it
-    cluster = SmallCluster(directory)
+    cluster = _patiently(partial(SmallCluster, directory))
     try:
         for _ in range(nodes):
-            cluster.add()
+            _patiently(cluster.add)
         ray.init(cluster.address, **QUIET)
         yield cluster
     finally:
