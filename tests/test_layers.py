@@ -75,7 +75,6 @@ TABLE |= {
         "core.dials",
         "core.errors",
         "core.images",
-        "core.noise",
         "core.samples",
         "core.steering",
         "core.studio",
