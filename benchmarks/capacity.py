@@ -99,6 +99,10 @@ def vgg_19(device: str = "meta") -> Weights:
 # ── Jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+ITERATIONS = {"iterations": 40, "coarse_iterations": 50}
+"""Of the last stage and of every other: about where the default tolerance ends them."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job of one level on one kind of GPU: what the product's defaults ask of it."""
@@ -117,7 +121,13 @@ class Job:
 
 def job(gpu: Gpu, level: int) -> Job | None:
     """A job of this level; none where it doesn't fit in nine tenths of the GPU's memory."""
-    changes = {"levels": level, "precision": "bfloat16", "max_memory": 0.9 * gpu.gib, "network": "vgg19-oxford"}
+    changes: dict[str, Any] = {
+        "levels": level,
+        "precision": "bfloat16",
+        "max_memory": 0.9 * gpu.gib,
+        "network": "vgg19-oxford",
+        "optimizer": ITERATIONS,
+    }
     settings, network, device = config.load(changes=changes), vgg_19(), torch.device("cuda")
     try:
         chosen = planning.plan(settings, CONTENT, [CONTENT], device, network)
