@@ -44,7 +44,7 @@ PAIRS = (
 )
 LEVELS = (0, 1)
 # Held fixed, so that figures stay comparable when the product's defaults move.
-OPTIMIZER = {"history": 20, "preconditioning": 0.25, "tolerance": 0.0}
+OPTIMIZER = {"history": 20, "preconditioning": 0.25, "fine_preconditioning": 0.25, "tolerance": 0.0}
 VGG, COMPACT = "vgg19-oxford", "compact"
 TIMING_ROUNDS = 15
 

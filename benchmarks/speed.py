@@ -96,12 +96,13 @@ def summary(races: Sequence[race.Race]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for product in ("VGG-19", "compact"):
         for mark in MARKS:
-            ratios = [ratio for one in races if (ratio := one.ratio(product, mark)) is not None]
+            reached = [ratio for one in races if (ratio := one.ratio(product, mark)) is not None]
+            ratios = sorted([*reached, *[0.0] * (len(races) - len(reached))])  # never there counts as 0
             found[f"{product} {mark}"] = {
-                "median": round(statistics.median(ratios), 2) if len(ratios) > len(races) / 2 else None,
-                "lowest": round(min(ratios), 2) if ratios else None,
-                "highest": round(max(ratios), 2) if ratios else None,
-                "reached": f"{len(ratios)} of {len(races)}",
+                "median": round(statistics.median(ratios), 2),
+                "lowest": round(ratios[0], 2),
+                "highest": round(ratios[-1], 2),
+                "reached": f"{len(reached)} of {len(races)}",
             }
     return found
 

@@ -134,6 +134,8 @@ class OptimizerSettings(_Frozen):
     """What keeps the picture in [0, 1]: the sigmoid of a free variable, clamping after each step, or nothing."""
     preconditioning: Annotated[float, Field(ge=0, le=2)] = 0.5
     """Exponent p of the frequency weighting (f + 2/size)^(−p) of the variable (sigmoid only); 0 leaves it out."""
+    fine_preconditioning: Annotated[float, Field(ge=0, le=2)] = 0.35
+    """The same in stages that go on from a coarser one, which has found the coarse structure already."""
 
 
 class Settings(_Frozen):

@@ -331,9 +331,12 @@ class Transfer:
         self._take_weights()
         return True
 
-    def _rule(self, start: Tensor) -> Parametrisation:
+    def _rule(self, start: Tensor, *, refines: bool) -> Parametrisation:
         """How a variable becomes the picture that the network sees, beginning at `start`."""
-        rule = self._colours.rule(parametrise(self.settings.optimizer, start))
+        optimizer = self.settings.optimizer
+        if refines:
+            optimizer = optimizer.model_copy(update={"preconditioning": optimizer.fine_preconditioning})
+        rule = self._colours.rule(parametrise(optimizer, start))
         if self.guidance.protect is None:
             return rule
         size = (start.shape[2], start.shape[3])
@@ -457,7 +460,7 @@ class _Stage:
         self._start = _packed(start)
         self._before = before
         self._resumed = resumed
-        self._rule = transfer._rule(_unpacked(self._start))
+        self._rule = transfer._rule(_unpacked(self._start), refines=number > 0)
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
         self._losses = {} if resumed is None else dict(resumed.losses)
         self._total = 0.0  # of the latest evaluation, accepted or not

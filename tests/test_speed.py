@@ -79,7 +79,7 @@ def test_ratios_are_of_the_times_at_the_marks() -> None:
     assert one.ratio("VGG-19", "float") is None
     found = speed.summary([one])
     assert found["compact float"]["median"] == 15.0
-    assert found["VGG-19 float"] == {"median": None, "lowest": None, "highest": None, "reached": "0 of 1"}
+    assert found["VGG-19 float"] == {"median": 0.0, "lowest": 0.0, "highest": 0.0, "reached": "0 of 1"}
 
 
 def test_arithmetic_of_one_evaluation(tmp_path: Path) -> None:
