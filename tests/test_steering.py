@@ -157,7 +157,7 @@ def test_the_next_evaluation_is_under_the_new_weights(small: Path, optimizer: st
 
 def test_new_weights_lead_somewhere_else(small: Path) -> None:
     plain = list(transfer(small).steps())
-    steps = steered_run(transfer(small), {3: {"loss": {"content_weight": 3.0}}})
+    steps = steered_run(transfer(small), {3: {"loss": {"content_weight": 10.0}}})
     assert steps[-1].levels[0].content < 0.7 * plain[-1].levels[0].content
 
 
