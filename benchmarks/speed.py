@@ -41,7 +41,7 @@ class Bench:
         self.pairs: Sequence[tuple[str, str]] = options.pair or PAIRS
 
     def setting(self, pair: tuple[str, str], network: str, levels: int, file: Path | None = None) -> race.Setting:
-        """One pair of pictures for one network; iterations without end, since the races decide when to stop."""
+        """One pair of pictures for one network, with the product's defaults."""
         content, style = (pictures.read(Path(name)).pixels for name in pair)
         chosen = race.settings(network, levels)
         return race.Setting(content, style, chosen, file, self.options.device)
@@ -53,15 +53,18 @@ class Bench:
     def _race(self, pair: tuple[str, str]) -> race.Race:
         options = self.options
         names = (Path(pair[0]).stem, Path(pair[1]).stem)
-        key = hashlib.sha256(json.dumps([*pair, options.levels, options.evaluations, self.network]).encode())
-        kept = options.folder / f"{names[0]}-{names[1]}-{key.hexdigest()[:8]}.json"
-        if kept.exists():
-            found = json.loads(kept.read_text())
-            return race.Race(names, found["textbook"], found["products"])
         vgg, compact = (
             self._endless(self.setting(pair, network, options.levels, file))
             for network, file in ((self.network, options.weights), ("compact", None))
         )
+        # A race under other settings is another race.
+        asked = [*pair, str(options.weights), options.evaluations, vgg.settings.model_dump_json()]
+        kept = (
+            options.folder / f"{names[0]}-{names[1]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
+        )
+        if kept.exists():
+            found = json.loads(kept.read_text())
+            return race.Race(names, found["textbook"], found["products"])
         result = race.race(names, vgg, compact, options.evaluations)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(asdict(result), indent=1))

@@ -1,6 +1,5 @@
 """Plans keep to their limits, and what they foretell follows from sizes, network and settings."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -108,8 +107,6 @@ def test_time_is_foretold_from_the_last_run(compact: Weights, tmp_path: Path, mo
     plan = planning.plan(chosen, CONTENT, STYLES, CPU, compact)
     expected = planning.operations(chosen, CONTENT, CPU, compact, plan) / 2e12
     assert planning.estimate(chosen, CONTENT, STYLES, "cpu").seconds == pytest.approx(expected)
-    float32 = chosen.changed({"precision": "float32"})
-    assert (
-        planning.estimate(chosen, CONTENT, STYLES, "cpu").memory_bytes
-        <= dataclasses.replace(planning.estimate(float32, CONTENT, STYLES, "cpu")).memory_bytes
-    )
+    exact = chosen.changed({"precision": "float32"})
+    needs = [planning.estimate(one, CONTENT, STYLES, "cpu").memory_bytes for one in (chosen, exact)]
+    assert needs == sorted(needs)
