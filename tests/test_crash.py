@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 JOBS = 12
 KILLS = 20
 STEPS = 30
+STEP_SECONDS = 0.025
+MOMENT = 0.5
+"""Seconds within which a child is killed: the jobs' 9 s of steps outlast more than half of the kills at any pace."""
 PATIENT = QUICK.model_copy(update={"crashes_in_a_row": 1_000_000})
 """Kills from outside are no job's fault; here they may hit one twice before it gets anywhere."""
 
@@ -34,7 +37,7 @@ PATIENT = QUICK.model_copy(update={"crashes_in_a_row": 1_000_000})
 
 def serve(data: str) -> None:
     """A process that submits the jobs (again and again, under the same keys) and works until all are done."""
-    asyncio.run(_work(Path(data), Rehearsal(STEPS, step_seconds=0.005), PATIENT))
+    asyncio.run(_work(Path(data), Rehearsal(STEPS, step_seconds=STEP_SECONDS), PATIENT))
 
 
 def serve_with_a_deadly_job(data: str) -> None:
@@ -128,7 +131,7 @@ def test_twenty_kills_lose_nothing_and_do_nothing_twice(tmp_path: Path, dice: ra
     told, at_work = set[str](), 0
     for _ in range(KILLS):
         child = Child("serve", tmp_path)
-        time.sleep(dice.uniform(0, 0.5))  # the moment is what this is about
+        time.sleep(dice.uniform(0, MOMENT))  # the moment is what this is about
         ids, killed = child.kill()
         told |= ids
         at_work += killed
