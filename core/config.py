@@ -87,7 +87,7 @@ class StyleSettings(_Frozen):
 class LossSettings(_Frozen):
     """What is minimised: the sum over all levels of content, style and total variation."""
 
-    content_weight: Weight = 0.01
+    content_weight: Weight = 0.005
     style_weight: Weight = 1.0
     tv_weight: Weight = 0.0
     """Weight of the total variation (smoothness); 0 leaves it out."""

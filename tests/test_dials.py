@@ -43,7 +43,7 @@ def test_the_ends() -> None:
     assert dials.apply(settings, {"noise": 0}).noise.strength == 0
     full = dials.apply(settings, {"noise": 10}).noise
     assert (full.strength, full.gradient_weight) == (1, 0)
-    assert dials.apply(settings, {"content": 10}).loss.content_weight == pytest.approx(1.0)
+    assert dials.apply(settings, {"content": 10}).loss.content_weight == pytest.approx(0.5)
     assert dials.apply(settings, {"style": 0}).loss.style_weight == pytest.approx(0.01)
     assert dials.apply(settings, {"content": 0}).noise.gradient_weight == 0
 

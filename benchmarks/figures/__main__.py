@@ -21,7 +21,7 @@ PAIRS = tuple(
         ("rocket", "swirls"),
         ("astronaut", "mosaic"),
         ("coffee", "lilies"),
-        ("chelsea", "points"),
+        ("chelsea", "mosaic"),
     )
 )
 _QUICK = {"iterations": 2, "coarse_iterations": 2}
