@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from core import devices, weights
 from core.config import MAX_LEVEL, Settings
@@ -43,6 +44,7 @@ _PASSING_VECTORS = 3
 _SHARE_OF_MACHINE = 0.6
 """Without a limit of the user's, a run plans to use this share of the device's memory at most."""
 _WHOLE = 1 << 30
+_SPEEDS = TypeAdapter(dict[str, dict[int, float]])
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,16 @@ class _Model:
         share = min(1.0, (rows + 2 * len(self.blocks[block])) / max(size[0] >> block, 1))
         return 1.6 * self.kept(block, size) * share
 
-    def pooled(self, size: Size) -> float:
-        """The inputs of the blocks and the gradients with respect to them, at the block where most live at once."""
+    def pooled(self, size: Size, tiling: Tiling | None = None) -> float:
+        """The inputs of the blocks and the gradients with respect to them, at the block where most live at once.
+
+        While a block is back-propagated, those are the inputs down to its own, the gradient that comes from the next
+        block, and its own gradient, unless bands write it over the input. Without a tiling: going forward alone.
+        """
         channels = [3, *(counts[-1] for counts in self.blocks[:-1])]
         inputs = [count * _pixels(size, block) * self.item for block, count in enumerate(channels)]
-        gradients = [*inputs[1:], 0]
-        return max(sum(inputs[: block + 1]) + inputs[block] + gradients[block] for block in range(len(inputs)))
+        own = [tiling is not None and (block == 0 or tiling[block].keep) for block in range(len(inputs))]
+        return max(sum(inputs[: block + 2]) + own[block] * inputs[block] for block in range(len(inputs)))
 
     def targets(self, size: Size) -> float:
         """The content features."""
@@ -184,7 +190,7 @@ class _Case:
         backward = max((self.model.kept(block, size) / 2 for block, how in blocks if how.keep), default=0.0)
         freed = _FREED_BYTES.get(self.device.type, 0.0) if banded else 0.0
         guided = max(self.model.guided(block, size, how.rows) for block, how in blocks) if self.regions else 0.0
-        return self.model.pooled(size) + kept + max(banded + freed, backward) + guided
+        return self.model.pooled(size, tiling) + kept + max(banded + freed, backward) + guided
 
     def banded(self, level: int) -> Tiling:
         """Every block in bands of about `_BAND_BYTES`, none kept: the least memory."""
@@ -213,8 +219,8 @@ class _Case:
             fixed = self.fixed_bytes(history, half)
             tilings = [self.tiling(level, self.limit - fixed) for level in range(self.settings.levels + 1)]
             found = tuple(tiling for tiling in tilings if tiling is not None)
-            if len(found) == len(tilings):
-                return self._plan(found, history, half)
+            if len(found) == len(tilings) and (chosen := self._plan(found, history, half)).memory_bytes <= self.limit:
+                return chosen
         return None
 
     def least(self) -> Plan:
@@ -370,17 +376,27 @@ def _speed_key(network: str, settings: Settings, device: torch.device) -> str:
 
 
 def measured_speed(network: str, settings: Settings, device: torch.device) -> float | None:
-    """Operations a second of the last measured run on this device with this network; None before the first."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        return float(json.loads(_speeds_file().read_text())[_speed_key(network, settings, device)])
-    return None
+    """Operations a second on this device with this network, as measured at this L or the nearest that was; else None.
+
+    Small pictures are slower for their size, and stop sooner or later than large ones: L is what tells most.
+    """
+    known = _speeds().get(_speed_key(network, settings, device), {})
+    return known[min(known, key=lambda level: abs(level - settings.levels))] if known else None
 
 
 def remember_speed(network: str, settings: Settings, device: torch.device, operations: float, seconds: float) -> None:
     """Keeps the speed of a run for later estimates; a cache that can't be written is no reason to fail."""
-    path = _speeds_file()
-    with contextlib.suppress(OSError, ValueError, Timeout):
+    path, key = _speeds_file(), _speed_key(network, settings, device)
+    with contextlib.suppress(OSError, Timeout):
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=1):
-            known = json.loads(path.read_text()) if path.exists() else {}
-            path.write_text(json.dumps(known | {_speed_key(network, settings, device): operations / seconds}, indent=1))
+            known = _speeds()
+            known[key] = {**known.get(key, {}), settings.levels: operations / seconds}
+            path.write_text(json.dumps(known, indent=1))
+
+
+def _speeds() -> dict[str, dict[int, float]]:
+    """What was measured, by `_speed_key` and L; nothing where that can't be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return _SPEEDS.validate_json(_speeds_file().read_bytes())
+    return {}

@@ -400,26 +400,37 @@ class _Walk:
     @torch.no_grad()
     def forward(self, prepared: Tensor) -> Iterator[_Band]:
         """Yields every band of every block, in order."""
+        self.inputs.append(prepared)
         for number in range(len(self.blocks)):
-            self.inputs.append(self._next if number else prepared)
             yield from self._forward_block(number)
 
     def _forward_block(self, number: int) -> Iterator[_Band]:
         keep = self._tiling(number).keep and not self.keep_nothing
         kept: list[_Band] = []
-        outputs: list[Tensor] = []
         for first, last in self._bands(number):
             band = self._compute(number, first, last, differentiable=keep)
             yield band
             if keep:
                 kept.append(band)
             if band.output is not None:
-                outputs.append(band.output.detach())
+                self._hand_on(number, band.first, band.output.detach())
         self.kept.append(kept)
-        if outputs:
-            self._next = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if self.keep_nothing:
             self.inputs[number] = self.inputs[number][:0]
+
+    def _hand_on(self, number: int, first: int, output: Tensor) -> None:
+        """Makes what a band gave, whose rows begin with `first` of its block, a part of the next block's input."""
+        start, end = self.reaches[number].outputs
+        rows, row = (end - start) // 2, (first - start) // 2
+        if output.shape[2] == rows:
+            self.inputs.append(output)
+            return
+        if not row:
+            size = (*output.shape[:2], rows, output.shape[3])
+            self.inputs.append(
+                torch.empty(size, dtype=output.dtype, device=output.device, memory_format=torch.channels_last)
+            )
+        self.inputs[number + 1][:, :, row : row + output.shape[2]] = output
 
     def _compute(self, number: int, first: int, last: int, *, differentiable: bool) -> _Band:
         """Runs the block over the rows that the band `first … last` of its output depends on."""
@@ -456,20 +467,17 @@ class _Walk:
         """The gradient with respect to the prepared picture, given that with respect to the layers."""
         downstream: Tensor | None = None
         for number in reversed(range(len(self.blocks))):
-            inputs = self.inputs[number]
-            gradient: Tensor | None = None
-            for band in self._bands_again(number):
-                piece = self._back_propagate(number, band, layer_gradient, downstream)
-                if gradient is None and piece is not None and piece.shape == inputs.shape:
-                    gradient = piece
-                elif piece is not None:
-                    gradient = torch.zeros_like(inputs) if gradient is None else gradient
-                    gradient[:, :, band.read[0] : band.read[1]] += piece
-            downstream = gradient
+            # The picture's own rows are not this walk's to write over.
+            summed = _summed_in_place if number and not self.kept[number] else _summed
+            downstream = summed(self._pieces(number, layer_gradient, downstream), self.inputs[number])
             self.kept.pop()
             self.inputs.pop()
         assert downstream is not None
         return downstream
+
+    def _pieces(self, number: int, layer_gradient: LayerGradient, downstream: Tensor | None) -> "_Pieces":
+        for band in self._bands_again(number):
+            yield band.read, self._back_propagate(number, band, layer_gradient, downstream)
 
     def _bands_again(self, number: int) -> Iterator[_Band]:
         """The block's bands: those that were kept, each dropped after use, or computed anew."""
@@ -513,6 +521,41 @@ class _Walk:
         (gradient,) = torch.autograd.grad(band.output, band.pooled, seed)
         last = band.responses[-1]
         return _add_rows(None, gradient, band.first - last.top, last.after)
+
+
+_Pieces = Iterator[tuple[tuple[int, int], Tensor | None]]
+"""Of a block's bands: the rows that each read of the block's input, and the gradient with respect to them."""
+
+
+def _summed(pieces: _Pieces, inputs: Tensor) -> Tensor | None:
+    """The sum of all pieces, in the shape of `inputs`; None where nothing counts."""
+    total: Tensor | None = None
+    for (first, last), piece in pieces:
+        if piece is None:
+            continue
+        if total is None and piece.shape == inputs.shape:
+            total = piece
+        else:
+            total = torch.zeros_like(inputs) if total is None else total
+            total[:, :, first:last] += piece
+    return total
+
+
+def _summed_in_place(pieces: _Pieces, inputs: Tensor) -> Tensor | None:
+    """The same, written over `inputs`, for bands that are computed from there one after another, top to bottom.
+
+    When a band's piece is here, the rows above it were read for the last time, and nothing is added to them any more.
+    """
+    held, start, counts = inputs[:, :, :0], 0, False
+    for (first, last), found in pieces:
+        counts |= found is not None
+        piece = torch.zeros_like(inputs[:, :, first:last]) if found is None else found
+        inputs[:, :, start:first] = held[:, :, : first - start]
+        rest = held[:, :, first - start :]
+        piece[:, :, : rest.shape[2]] += rest
+        held, start = piece, first
+    inputs[:, :, start:] = held
+    return inputs if counts else None
 
 
 def _add_rows(total: Tensor | None, rows: Tensor, first: int, like: Tensor) -> Tensor:

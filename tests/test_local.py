@@ -577,6 +577,36 @@ def test_the_real_engine_knows_when_memory_ran_out() -> None:
     assert not backend.out_of_memory(ValueError("out of memory"))
 
 
+@pytest.mark.parametrize("guided", ["mask", "protect", ""])
+def test_memory_is_foretold_with_regions_and_without(
+    tmp_path: Path, pictures: tuple[bytes, bytes], guided: str
+) -> None:
+    from core import images
+    from core.transfer import Transfer
+
+    run = run_of(tmp_path)
+    for path, picture in zip((run.content, *run.styles), pictures, strict=True):
+        path.write_bytes(picture)
+    region = run.content.with_name("region")
+    region.write_bytes(pictures[1])
+    if guided:
+        run = dataclasses.replace(
+            run,
+            masks=(region,) if guided == "mask" else (None,),
+            protect=region if guided == "protect" else None,
+        )
+    mask = images.read_mask(pictures[1])
+    begun = Transfer(
+        images.read(pictures[0]).pixels,
+        [images.read(pictures[1]).pixels],
+        run.settings,
+        device="cpu",
+        masks=[mask if guided == "mask" else None],
+        protect=mask if guided == "protect" else None,
+    )
+    assert TorchBackend(StudioSettings()).estimate(run, "cpu").memory_bytes == begun.plan.memory_bytes
+
+
 def test_devices_give_slots() -> None:
     (slot,) = TorchBackend(StudioSettings(devices=("cpu",))).slots()
     assert (slot.name, slot.device) == ("cpu", "cpu")

@@ -1,5 +1,6 @@
 """Plans keep to their limits, and what they foretell follows from sizes, network and settings."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,30 @@ def test_operations_by_hand(tmp_path: Path) -> None:
         return convolutions + 8 * (4 * 4 * height * width + 6 * 6 * quarter)
 
     assert planning.operations(chosen, (40, 60), CPU, network, plan) == (5 + 3) * level(0) + 3 * level(1)
+
+
+def test_the_run_that_is_nearest_in_size_tells_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    at = [config.load(changes={"network": "compact", "levels": levels}) for levels in range(4)]
+    planning.remember_speed("compact", at[0], CPU, operations=1e12, seconds=1.0)
+    assert [planning.measured_speed("compact", one, CPU) for one in at] == [1e12] * 4
+    planning.remember_speed("compact", at[3], CPU, operations=4e12, seconds=1.0)
+    assert [planning.measured_speed("compact", one, CPU) for one in at] == [1e12, 1e12, 4e12, 4e12]
+    planning.remember_speed("compact", at[0], CPU, operations=2e12, seconds=1.0)
+    assert planning.measured_speed("compact", at[1], CPU) == 2e12
+    assert planning.measured_speed("vgg19", at[0], CPU) is None
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"KEY": 2e12}', '{"KEY": {}}', '{"KEY": {"1": "x"}}'])
+def test_a_damaged_record_of_speeds_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str) -> None:
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    chosen = config.load(changes={"network": "compact", "levels": 1})
+    planning.remember_speed("compact", chosen, CPU, operations=6e12, seconds=3.0)
+    (key,) = json.loads((tmp_path / "speeds.json").read_text())
+    (tmp_path / "speeds.json").write_text(damaged.replace("KEY", key))
+    assert planning.measured_speed("compact", chosen, CPU) is None
+    planning.remember_speed("compact", chosen, CPU, operations=6e12, seconds=3.0)
+    assert planning.measured_speed("compact", chosen, CPU) == 2e12
 
 
 def test_time_is_foretold_from_the_last_run(compact: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ def test_one_axis_is_a_row() -> None:
     assert [len(row) for row in found] == [3]
     assert [cell.settings.loss.content_weight for cell in found[0]] == [0.01, 0.1, 1]
     assert [cell.label for cell in found[0]] == ["content_weight 0.01", "content_weight 0.1", "content_weight 1"]
-    assert all(cell.settings.changed({"loss": {"content_weight": BASE.loss.content_weight}}) == BASE for cell in found[0])
+    assert all(
+        cell.settings.changed({"loss": {"content_weight": BASE.loss.content_weight}}) == BASE for cell in found[0]
+    )
 
 
 def test_two_axes_are_all_combinations() -> None:

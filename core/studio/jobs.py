@@ -468,6 +468,11 @@ class Run:
     frames: Path | None = None
     """Where the film's frames up to the latest checkpoint are, if there are any."""
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether a style has a region of its own, or one is protected."""
+        return self.protect is not None or any(mask is not None for mask in self.masks)
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -542,6 +542,7 @@ class TorchBackend:
             (content.height, content.width),
             [(style.height, style.width) for style in styles],
             device,
+            regions=len(styles) if run.is_guided else 0,
         )
         return Estimate(
             width=plan.width,
