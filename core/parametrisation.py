@@ -17,6 +17,16 @@ from core.config import OptimizerSettings
 _MARGIN = 0.01
 
 
+def packed(picture: Tensor) -> Tensor:
+    """A picture in [0, 1] in 16 bit, for what is held beside an optimisation; rounded as no eye can tell."""
+    return (picture * 65535 - 32768).round().to(torch.int16)
+
+
+def unpacked(picture: Tensor) -> Tensor:
+    """A packed picture as float32 in [0, 1]; any other as it is."""
+    return (picture.float() + 32768) / 65535 if picture.dtype == torch.int16 else picture
+
+
 class Parametrisation(Protocol):
     """Maps a free variable to a picture; both are [1, 3, H, W]."""
 
@@ -74,23 +84,28 @@ class Sigmoid:
 
     P multiplies the spectrum by (f + 2/n)^(−p), f in cycles per pixel and n the shorter side: with p > 0 coarse
     structure moves first, which is where the loss has the most to win. P is symmetric, so it is its own adjoint.
+
+    Args:
+        picture: The start, [1, 3, H, W] in [0, 1] or packed. It is held as it is: large pictures better in 16 bit.
+        exponent: p.
     """
 
     def __init__(self, picture: Tensor, exponent: float) -> None:
-        self._offset = torch.logit(picture.clamp(_MARGIN, 1 - _MARGIN))
+        self._start = picture
         self._size = (picture.shape[2], picture.shape[3])
-        self._spectrum = _frequency_weights(self._size, exponent, picture) if exponent else None
+        self._spectrum = _frequency_weights(self._size, exponent, self.start()) if exponent else None
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def start(self) -> Tensor:
-        """Zero: the offset holds the starting picture."""
-        return torch.zeros_like(self._offset)
+        """Zero: the starting picture is the sigmoid's offset."""
+        return torch.zeros_like(self._start, dtype=unpacked(self._start[:, :, :1]).dtype)
 
     def picture(self, variable: Tensor) -> Tensor:
         """The sigmoid of the preconditioned variable; the latest is kept, since its slope is asked for next."""
         if self._latest is None or self._latest[0] is not variable:
             self._latest = None
-            moved = self._offset + self._precondition(variable)
+            offset = torch.logit(unpacked(self._start).clamp(_MARGIN, 1 - _MARGIN))
+            moved = offset + self._precondition(variable)
             self._latest = (variable, moved.sigmoid_())
         return self._latest[1]
 
@@ -126,9 +141,10 @@ def _frequency_weights(size: tuple[int, int], exponent: float, like: Tensor) -> 
 
 
 def parametrise(settings: OptimizerSettings, picture: Tensor) -> Parametrisation:
-    """The rule that the settings name, starting at `picture` [1, 3, H, W]."""
+    """The rule that the settings name, starting at `picture` [1, 3, H, W], which may be packed."""
     if settings.parametrisation == "sigmoid":
         return Sigmoid(picture, settings.preconditioning)
+    picture = unpacked(picture)
     return Clamped(picture) if settings.parametrisation == "clamp" else Unbounded(picture)
 
 

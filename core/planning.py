@@ -36,9 +36,9 @@ _BAND_BYTES = {"cpu": 8 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
 _BAND_ROWS = 16
 """Least rows of a band for every convolution of its block. Each reads a row more on either side, and those rows are
 computed twice: an eighth of the work at this height."""
-_HELD_VECTORS = 10
-"""While the network is evaluated: point, gradient, trial, its picture, the offset, the start in 16 bit, and what the
-allocator has not given back of others (fitted to `benchmarks.memory`)."""
+_HELD_VECTORS = 9
+"""While the network is evaluated: point, gradient, trial, its picture, the start in 16 bit, and what the allocator has
+not given back of others (fitted to `benchmarks.memory`)."""
 _PASSING_VECTORS = 3
 """Besides, when the optimiser remembers a step: the new gradient, the step and the change."""
 _SHARE_OF_MACHINE = 0.6

@@ -29,7 +29,7 @@ from core.guides import Guidance, Protected
 from core.images import Size, resize
 from core.noise import Mixture
 from core.optimizers import Iterate
-from core.parametrisation import Parametrisation, parametrise
+from core.parametrisation import Parametrisation, packed, parametrise
 from core.pyramid import LevelLoss, Pyramid, choose_layers, level_size
 from core.shards import Shards
 from core.steering import Steer, Steering, same_targets
@@ -280,10 +280,10 @@ class Transfer:
                 continue
             self._compute_in(found.precision if found is not None else self.settings.precision)
             if found is not None:
-                stage = _Stage(self, number, _unpacked(found.start.to(self.device)), _Spent(*found.before), found)
+                stage = _Stage(self, number, found.start.to(self.device), _Spent(*found.before), found)
                 found = None
             else:
-                stage = _Stage(self, number, self._start_of(number, picture), before)
+                stage = _Stage(self, number, packed(self._start_of(number, picture)), before)
             yield from stage.steps()
             before, picture = stage.spent, stage.picture
         if checkpoint is None and self._precision == self.settings.precision:
@@ -332,7 +332,7 @@ class Transfer:
         return True
 
     def _rule(self, start: Tensor, *, refines: bool) -> Parametrisation:
-        """How a variable becomes the picture that the network sees, beginning at `start`."""
+        """How a variable becomes the picture that the network sees, beginning at `start`, a packed picture."""
         optimizer = self.settings.optimizer
         if refines:
             optimizer = optimizer.model_copy(update={"preconditioning": optimizer.fine_preconditioning})
@@ -341,7 +341,7 @@ class Transfer:
             return rule
         size = (start.shape[2], start.shape[3])
         content = resize(self._colours.content, size).clamp(0, 1)
-        return Protected(rule, content.to(start), self.guidance.kept(size).to(start))
+        return Protected(rule, content.to(start.device), self.guidance.kept(size).to(start.device))
 
     def _start_of(self, stage: int, before: Tensor | None) -> Tensor:
         """The picture that a stage begins with, given the one that the stage before ended with."""
@@ -439,17 +439,8 @@ def _starting_picture(
     return picture.clamp(0, 1)
 
 
-def _packed(picture: Tensor) -> Tensor:
-    """A picture in [0, 1] in 16 bit, for what is held beside an optimisation; rounded as no eye can tell."""
-    return (picture * 65535 - 32768).round().to(torch.int16)
-
-
-def _unpacked(integers: Tensor) -> Tensor:
-    return (integers.float() + 32768) / 65535
-
-
 class _Stage:
-    """One stage: the optimisation of a picture of one size."""
+    """One stage: the optimisation of a picture of one size, beginning at `start`, which is packed."""
 
     def __init__(
         self, transfer: Transfer, number: int, start: Tensor, before: _Spent, resumed: Checkpoint | None = None
@@ -457,10 +448,10 @@ class _Stage:
         self._transfer = transfer
         self._number = number
         self._level = transfer._stage_levels[number]
-        self._start = _packed(start)
+        self._start = start
         self._before = before
         self._resumed = resumed
-        self._rule = transfer._rule(_unpacked(self._start), refines=number > 0)
+        self._rule = transfer._rule(start, refines=number > 0)
         self._levels = () if resumed is None else tuple(LevelLoss(*level) for level in resumed.levels)
         self._losses = {} if resumed is None else dict(resumed.losses)
         self._total = 0.0  # of the latest evaluation, accepted or not
