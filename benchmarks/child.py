@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from core import devices
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -36,4 +38,4 @@ def run(
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise SystemExit(f"{case}: ended with {child.returncode}")
-    return json.loads(answer), used.ru_maxrss * 1024
+    return json.loads(answer), devices.peak_of(used)

@@ -99,7 +99,7 @@ def lbfgs(
     """
     memory = _Memory(start.numel(), history, start, torch.bfloat16 if half_history else start.dtype)
     run = _Lbfgs(evaluate, start, step_length, memory, state)
-    del start  # a large picture's vectors are large
+    del start, state  # a large picture's vectors are large
     yield run.iterate()
     while True:
         if changed(run.iteration, run.evaluations):

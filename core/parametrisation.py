@@ -93,7 +93,7 @@ class Sigmoid:
     def __init__(self, picture: Tensor, exponent: float) -> None:
         self._start = picture
         self._size = (picture.shape[2], picture.shape[3])
-        self._spectrum = _frequency_weights(self._size, exponent, self.start()) if exponent else None
+        self._spectrum = _frequency_weights(self._size, exponent, unpacked(picture[:, :, :1])) if exponent else None
         self._latest: tuple[Tensor, Tensor] | None = None
 
     def start(self) -> Tensor:

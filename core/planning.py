@@ -12,10 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from core import devices, weights
 from core.config import MAX_LEVEL, Settings
@@ -39,12 +40,14 @@ computed twice: an eighth of the work at this height."""
 _HELD_VECTORS = 9
 """While the network is evaluated: point, gradient, trial, its picture, the start in 16 bit, and what the allocator has
 not given back of others (fitted to `benchmarks.memory`)."""
+_GUIDED_VECTORS = 7 / 3
+"""Besides, where regions are guided: the protected content, the share of the picture that is free, and the mixture."""
 _PASSING_VECTORS = 3
 """Besides, when the optimiser remembers a step: the new gradient, the step and the change."""
 _SHARE_OF_MACHINE = 0.6
 """Without a limit of the user's, a run plans to use this share of the device's memory at most."""
 _WHOLE = 1 << 30
-_SPEEDS = TypeAdapter(dict[str, dict[int, float]])
+_SPEEDS = TypeAdapter(dict[str, dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]]])
 
 
 @dataclass(frozen=True)
@@ -100,16 +103,27 @@ class _Model:
         share = min(1.0, (rows + 2 * len(self.blocks[block])) / max(size[0] >> block, 1))
         return 1.6 * self.kept(block, size) * share
 
-    def pooled(self, size: Size, tiling: Tiling | None = None) -> float:
+    def inputs(self, size: Size) -> list[float]:
+        """The inputs of the blocks."""
+        channels = [3, *(counts[-1] for counts in self.blocks[:-1])]
+        return [count * _pixels(size, block) * self.item for block, count in enumerate(channels)]
+
+    def pooled(self, size: Size, tiling: Tiling) -> float:
         """The inputs of the blocks and the gradients with respect to them, at the block where most live at once.
 
         While a block is back-propagated, those are the inputs down to its own, the gradient that comes from the next
-        block, and its own gradient, unless bands write it over the input. Without a tiling: going forward alone.
+        block, and its own gradient, unless bands write it over the input.
         """
-        channels = [3, *(counts[-1] for counts in self.blocks[:-1])]
-        inputs = [count * _pixels(size, block) * self.item for block, count in enumerate(channels)]
-        own = [tiling is not None and (block == 0 or tiling[block].keep) for block in range(len(inputs))]
+        inputs = self.inputs(size)
+        own = [block == 0 or tiling[block].keep for block in range(len(inputs))]
         return max(sum(inputs[: block + 2]) + own[block] * inputs[block] for block in range(len(inputs)))
+
+    def forward(self, size: Size, tiling: Tiling) -> float:
+        """What going forward alone needs: a block's input, a band of it with all its features, and its output."""
+        inputs = self.inputs(size)
+        shares = [min(1.0, (how.rows + 2 * len(self.blocks[n])) / max(size[0] >> n, 1)) for n, how in enumerate(tiling)]
+        bands = [sum(counts) * _pixels(size, n) * self.item * shares[n] for n, counts in enumerate(self.blocks)]
+        return max(sum(inputs[block : block + 2]) + band for block, band in enumerate(bands))
 
     def targets(self, size: Size) -> float:
         """The content features."""
@@ -178,7 +192,8 @@ class _Case:
         targets = sum(self.model.targets(size) + self.model.guides(size, self.regions) for size in sizes)
         parameters = self.model.parameters * 2 * self.model.item
         runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
-        return runtime + parameters + inputs + _HELD_VECTORS * vector + optimizer + targets
+        held = _HELD_VECTORS + (_GUIDED_VECTORS if self.regions else 0)
+        return runtime + parameters + inputs + held * vector + optimizer + targets
 
     def level_bytes(self, level: int, tiling: Tiling) -> float:
         """What evaluating one level needs besides."""
@@ -219,8 +234,13 @@ class _Case:
             fixed = self.fixed_bytes(history, half)
             tilings = [self.tiling(level, self.limit - fixed) for level in range(self.settings.levels + 1)]
             found = tuple(tiling for tiling in tilings if tiling is not None)
-            if len(found) == len(tilings) and (chosen := self._plan(found, history, half)).memory_bytes <= self.limit:
-                return chosen
+            if len(found) < len(tilings):
+                continue
+            # A style may be larger than the picture, and is taken in the same bands.
+            for tried in (found, tuple(self.banded(level) for level in range(len(found)))):
+                chosen = self._plan(tried, history, half)
+                if chosen.memory_bytes <= self.limit:
+                    return chosen
         return None
 
     def least(self) -> Plan:
@@ -235,14 +255,14 @@ class _Case:
     def _plan(self, tilings: tuple[Tiling, ...], history: int, half: bool) -> Plan:
         vector = 12 * _pixels(self.size(self.settings.levels))
         evaluations = (self.level_bytes(level, tilings[level]) for level in self.levels)
-        working = max(_PASSING_VECTORS * vector, self._statistics_bytes(), *evaluations)
+        styles = (self._statistics_bytes(level, tilings[level]) for level in self.levels)
+        working = max(_PASSING_VECTORS * vector, *styles, *evaluations)
         return Plan(tilings, history, half, round(self.fixed_bytes(history, half) + working))
 
-    def _statistics_bytes(self) -> float:
-        """What the largest style takes while its statistics are computed, before the first evaluation."""
-        finest = self.settings.levels
-        sizes = [style_size(size, finest, self.settings.style(n).scale) for n, size in enumerate(self.styles)]
-        return max((self.model.pooled(size) + 12 * _pixels(size) for size in sizes), default=0.0)
+    def _statistics_bytes(self, level: int, tiling: Tiling) -> float:
+        """What the largest style takes while its statistics at a level are computed, before the first evaluation."""
+        sizes = [style_size(size, level, self.settings.style(n).scale) for n, size in enumerate(self.styles)]
+        return max((self.model.forward(size, tiling) + 12 * _pixels(size) for size in sizes), default=0.0)
 
     def largest_level(self) -> int | None:
         """The finest level that fits in the limit; None where not even level 0 does."""
@@ -307,9 +327,14 @@ def plan(
 
 
 def estimate(
-    settings: Settings, content: Size, styles: Sequence[Size], device: str = "auto", regions: int = 0
+    settings: Settings,
+    content: Size,
+    styles: Sequence[Size],
+    device: str = "auto",
+    regions: int = 0,
+    weights_file: Path | None = None,
 ) -> Estimate:
-    """What a job of these sizes would need on a device; see `plan` for the regions.
+    """What a job of these sizes would need on a device, with weights from a file or from their place; see `plan`.
 
     `memory_bytes` is what its plan needs or, where none fits, the least that would do.
 
@@ -317,7 +342,7 @@ def estimate(
         UserError: The network's weights are missing, or the device doesn't exist.
     """
     place = devices.resolve(device)
-    network = weights.load(weights.choose(settings.network))
+    network = weights.load(weights.choose(settings.network), weights_file)
     case = _case(settings, content, styles, place, network, regions)
     chosen = case.plan() or case.least()
     height, width = case.size(settings.levels)
@@ -381,7 +406,7 @@ def measured_speed(network: str, settings: Settings, device: torch.device) -> fl
     Small pictures are slower for their size, and stop sooner or later than large ones: L is what tells most.
     """
     known = _speeds().get(_speed_key(network, settings, device), {})
-    return known[min(known, key=lambda level: abs(level - settings.levels))] if known else None
+    return known[min(known, key=lambda level: (abs(level - settings.levels), -level))] if known else None
 
 
 def remember_speed(network: str, settings: Settings, device: torch.device, operations: float, seconds: float) -> None:

@@ -174,13 +174,13 @@ class _Response:
     after: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Band:
     """One computed band: the rows of a block from `first` on.
 
     `read` are the rows that it read of what is held of the block's input. `counted` are those whose positions count;
     in the part's own rows they begin with `origin`. `output` is what it gives to the next block, in a graph that begins
-    at `pooled`.
+    at `pooled`. Going back takes responses and output away.
     """
 
     first: int
@@ -256,13 +256,16 @@ class Passes:
         grams: dict[str, Tensor] = {}
         positions: dict[str, int] = {}
         content = torch.zeros((), dtype=torch.float64)
-        for band in self._walk.forward(self._prepared.detach()):
+
+        def sum_up(band: _Band) -> None:
             for layer, features in band.layers():
                 if layer in objective.style_layers:
                     _accumulate(grams, layer, objective.gram(layer, features, band.origin))
                     _accumulate(positions, layer, features.shape[2] * features.shape[3])
                 if layer in objective.content:
-                    content += objective.content[layer].distance(features, band.origin).cpu()
+                    content.add_(objective.content[layer].distance(features, band.origin).cpu())
+
+        self._walk.forward(self._prepared.detach(), sum_up)
         return Statistics(grams, positions, float(content))
 
     def gradient(self, derivatives: Mapping[str, Tensor], content_weight: float) -> Tensor:
@@ -305,11 +308,13 @@ def grams(
 ) -> dict[str, Tensor]:
     """The summed Gram matrices of `layers` for a picture [1, 3, H, W]."""
     found: dict[str, Tensor] = {}
-    walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
+
+    def sum_up(band: _Band) -> None:
+        for layer, features in band.layers():
+            _accumulate(found, layer, losses.gram(features, with_ones=with_ones))
+
     with torch.no_grad():
-        for band in walk.forward(network.prepare(picture)):
-            for layer, features in band.layers():
-                _accumulate(found, layer, losses.gram(features, with_ones=with_ones))
+        _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True).forward(network.prepare(picture), sum_up)
     return found
 
 
@@ -318,11 +323,13 @@ def activations(
 ) -> dict[str, Tensor]:
     """The activations [1, C, h, w] of `layers` for the whole picture [1, 3, H, W]."""
     found: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    walk = _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True)
+
+    def collect(band: _Band) -> None:
+        for layer, features in band.layers():
+            found[layer].append(features.clone(memory_format=torch.channels_last))
+
     with torch.no_grad():
-        for band in walk.forward(network.prepare(picture)):
-            for layer, features in band.layers():
-                found[layer].append(features.clone(memory_format=torch.channels_last))
+        _Walk(network, layers, tiling, _all_of(picture), keep_nothing=True).forward(network.prepare(picture), collect)
     return {layer: torch.cat(parts, 2) for layer, parts in found.items()}
 
 
@@ -398,25 +405,23 @@ class _Walk:
             yield start + first, start + last
 
     @torch.no_grad()
-    def forward(self, prepared: Tensor) -> Iterator[_Band]:
-        """Yields every band of every block, in order."""
+    def forward(self, prepared: Tensor, visit: Callable[[_Band], None]) -> None:
+        """Computes every band of every block, in order, and shows it; but for those that are kept, one at a time."""
         self.inputs.append(prepared)
+        del prepared
         for number in range(len(self.blocks)):
-            yield from self._forward_block(number)
-
-    def _forward_block(self, number: int) -> Iterator[_Band]:
-        keep = self._tiling(number).keep and not self.keep_nothing
-        kept: list[_Band] = []
-        for first, last in self._bands(number):
-            band = self._compute(number, first, last, differentiable=keep)
-            yield band
-            if keep:
-                kept.append(band)
-            if band.output is not None:
-                self._hand_on(number, band.first, band.output.detach())
-        self.kept.append(kept)
-        if self.keep_nothing:
-            self.inputs[number] = self.inputs[number][:0]
+            keep = self._tiling(number).keep and not self.keep_nothing
+            self.kept.append([])
+            for first, last in self._bands(number):
+                band = self._compute(number, first, last, differentiable=keep)
+                visit(band)
+                if band.output is not None:
+                    self._hand_on(number, band.first, band.output.detach())
+                if keep:
+                    self.kept[number].append(band)
+                del band
+            if self.keep_nothing:
+                self.inputs[number] = self.inputs[number].new_empty(0)
 
     def _hand_on(self, number: int, first: int, output: Tensor) -> None:
         """Makes what a band gave, whose rows begin with `first` of its block, a part of the next block's input."""
@@ -467,7 +472,7 @@ class _Walk:
         """The gradient with respect to the prepared picture, given that with respect to the layers."""
         downstream: Tensor | None = None
         for number in reversed(range(len(self.blocks))):
-            # The picture's own rows are not this walk's to write over.
+            # The prepared picture is its owner's, who may still hold it.
             summed = _summed_in_place if number and not self.kept[number] else _summed
             downstream = summed(self._pieces(number, layer_gradient, downstream), self.inputs[number])
             self.kept.pop()
@@ -519,6 +524,7 @@ class _Walk:
         row = band.first // 2 - self.reaches[number + 1].inputs[0]
         seed = downstream[:, :, row : row + band.output.shape[2]]
         (gradient,) = torch.autograd.grad(band.output, band.pooled, seed)
+        band.output = band.pooled = None  # as large as a response, and not needed again
         last = band.responses[-1]
         return _add_rows(None, gradient, band.first - last.top, last.after)
 
@@ -554,6 +560,7 @@ def _summed_in_place(pieces: _Pieces, inputs: Tensor) -> Tensor | None:
         rest = held[:, :, first - start :]
         piece[:, :, : rest.shape[2]] += rest
         held, start = piece, first
+        del rest, piece, found  # all but one before the next band is computed
     inputs[:, :, start:] = held
     return inputs if counts else None
 

@@ -272,6 +272,8 @@ class Transfer:
             DivergenceError: The loss is not finite; the steps yielded before are still good.
         """
         found = checkpoints.decode(checkpoint, self._fingerprint) if checkpoint is not None else None
+        resumed = checkpoint is not None
+        del checkpoint  # a large picture's is large
         self._steering.begin(() if found is None else found.steering)
         self._take_weights()
         before, picture = _Spent(), None
@@ -286,7 +288,7 @@ class Transfer:
                 stage = _Stage(self, number, packed(self._start_of(number, picture)), before)
             yield from stage.steps()
             before, picture = stage.spent, stage.picture
-        if checkpoint is None and self._precision == self.settings.precision:
+        if not resumed and self._precision == self.settings.precision:
             self._remember_speed()
 
     def _remember_speed(self) -> None:
@@ -493,6 +495,7 @@ class _Stage:
         plan = self._transfer.plan
         minimise = optimizers.OPTIMIZERS[self._transfer.settings.optimizer.name]
         state = self._resumed.state if self._resumed else None
+        self._resumed = None  # the optimiser has its own copy
         start = self._rule.start()
         return minimise(
             self._evaluate,

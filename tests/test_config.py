@@ -206,7 +206,7 @@ def test_final_has_the_methods_five_levels_of_noise() -> None:
     first, second, third, grain, constant = noise.levels
     assert [first.spots, second.spots, third.spots] == [9, 18, 36]
     assert grain.grain is not None and constant.constant
-    assert [level.centre for level in noise.levels] == [0.35, 0.30, 0.30, 0.10, 0.10]
+    assert [level.centre for level in noise.levels] == [0.30, 0.28, 0.27, 0.05, 0.05]
     assert [level.edge for level in noise.levels] == [0.20, 0.30, 0.40, 0.10, 0.00]
     assert [level.spread for level in noise.levels] == [0.20, 0.30, 0.40, 0.60, 0.30]
     assert {level.source for level in noise.levels} == {"style"}

@@ -543,6 +543,7 @@ class TorchBackend:
             [(style.height, style.width) for style in styles],
             device,
             regions=len(styles) if run.is_guided else 0,
+            weights_file=self._settings.weights,
         )
         return Estimate(
             width=plan.width,
