@@ -41,12 +41,15 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """What became of a case: bytes foretold and taken, and seconds per evaluation (the median)."""
+    """What became of a case: bytes foretold and taken, and seconds per evaluation (the median).
+
+    `plan` has a word for each level, a letter for each block: kept, or computed again in bands.
+    """
 
     case: Case
     width: int
     height: int
-    kept: bool
+    plan: str
     history: int
     foretold: int
     peak: int
@@ -82,29 +85,34 @@ CASES = (
 def run_here(case: Case, content: str, style: str, file: Path | None) -> dict[str, Any]:
     """Runs a case in this process, all its levels from the start, and tells all but the peak."""
     process.prepare()
+    transfer = _transfer(case, content, style, file)
+    finished = [step.seconds for step in transfer.steps()]
+    laps = [after - before for before, after in itertools.pairwise(finished)]
+    return _planned(transfer) | {"seconds": statistics.median(laps)}
+
+
+def _transfer(case: Case, content: str, style: str, file: Path | None) -> Transfer:
     optimizer = {"schedule": "joint", "iterations": case.iterations}
-    changes = {"network": _network(case), "levels": case.levels, "max_memory": case.limit, "optimizer": optimizer}
-    transfer = Transfer(
+    network = "compact" if case.network == "compact" else "vgg19-oxford"
+    changes = {"network": network, "levels": case.levels, "max_memory": case.limit, "optimizer": optimizer}
+    return Transfer(
         pictures.read(Path(content)).pixels,
         [pictures.read(Path(style)).pixels],
         config.load(changes=changes),
         weights_file=file if case.network != "compact" else None,
     )
-    finished = [step.seconds for step in transfer.steps()]
-    laps = [after - before for before, after in itertools.pairwise(finished)]
+
+
+def _planned(transfer: Transfer) -> dict[str, Any]:
     height, width = transfer.size
+    plan = transfer.plan
     return {
         "width": width,
         "height": height,
-        "kept": all(block.keep for block in transfer.plan.tilings[-1]),
-        "history": transfer.plan.history,
-        "foretold": transfer.plan.memory_bytes,
-        "seconds": statistics.median(laps),
+        "plan": " ".join("".join("k" if block.keep else "b" for block in tiling) for tiling in plan.tilings),
+        "history": plan.history,
+        "foretold": plan.memory_bytes,
     }
-
-
-def _network(case: Case) -> str:
-    return "compact" if case.network == "compact" else "vgg19-oxford"
 
 
 def measure(case: Case, options: argparse.Namespace, file: Path | None) -> Measured:
@@ -115,9 +123,19 @@ def measure(case: Case, options: argparse.Namespace, file: Path | None) -> Measu
     return Measured(case, peak=peak, **answer)
 
 
+def known(case: Case, options: argparse.Namespace, file: Path | None) -> Measured | None:
+    """What the results say of a case, next to what is foretold now; None where it would run another way now."""
+    runs = json.loads(options.output.read_text())["runs"] if options.output.exists() else []
+    planned = _planned(_transfer(case, options.content, options.style, file))
+    for run in runs:
+        if run["case"] == asdict(case) and (run["plan"], run["history"]) == (planned["plan"], planned["history"]):
+            return Measured(case, peak=run["peak"], seconds=run["seconds"], **planned)
+    return None
+
+
 def table(found: Sequence[Measured]) -> Table:
     """For people."""
-    made = Table("run", "size", "foretold", "peak", "error", "kept", "s per evaluation", "ns per pixel")
+    made = Table("run", "size", "foretold", "peak", "error", "plan", "s per evaluation", "ns per pixel")
     for one in found:
         made.add_row(
             str(one.case),
@@ -125,7 +143,7 @@ def table(found: Sequence[Measured]) -> Table:
             f"{one.foretold / GIB:.2f} GiB",
             f"{one.peak / GIB:.2f} GiB",
             f"{one.error:+.0%}",
-            "all" if one.kept else "bands",
+            one.plan,
             f"{one.seconds:.2f}",
             f"{one.nanoseconds_per_pixel:.0f}",
         )
@@ -140,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     file = evaluation.completed(options.weights, "vgg19-oxford", options.folder) if options.weights else None
     cases = [case for case in CASES if (file or case.network == "compact") and case.levels <= options.most]
-    found = [measure(case, options, file) for case in cases]
+    found = [(options.refit and known(case, options, file)) or measure(case, options, file) for case in cases]
     Console().print(table(found))
     written = [
         asdict(one) | {"error": round(one.error, 3), "nanoseconds_per_pixel": round(one.nanoseconds_per_pixel, 1)}
@@ -156,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--content", default="sample:rocket", help="a photograph (%(default)s)")
     parser.add_argument("--style", default="sample:swirls", help="a painting (%(default)s)")
     parser.add_argument("--most", type=int, default=4, help="the largest L (default: %(default)s)")
+    parser.add_argument(
+        "--refit", action="store_true", help="measure no case again that the output has under the same plan"
+    )
     parser.add_argument("--folder", type=Path, default=Path("out/memory"), help="for the completed weights")
     parser.add_argument("--output", type=Path, default=RESULTS / "memory.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)

@@ -158,7 +158,7 @@ class Settings(_Frozen):
     picture given with the run."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     max_memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Memory that the run may use, in GiB (the whole process on a CPU, the device's on a GPU); none: what is free."""
+    """Memory that the run may use, in GiB (the whole process on a CPU, the device's on a GPU); none: a share of all."""
     styles: Annotated[tuple[StyleSettings, ...], Field(max_length=16)] = ()
     """Weight and scale of each style, in their order; a style beyond the list has the defaults."""
     colour: Colour = "style"

@@ -7,7 +7,7 @@ four stages, all of which one description (`NoiseSettings`) composes:
 (b) several levels, each with spots of its own size (`spots` along the shorter side);
 (c) the style's own pixels, randomly permuted, as colours (`source = "style"`);
 (d) weighted by the inverse of the local gradient of the content (`gradient_weight`), and each level under a Gaussian
-    envelope, so that the centre gets large features and little noise (`centre`, `edge`, `spread`).
+    envelope, so that the centre gets larger features and less noise (`centre`, `edge`, `spread`).
 
 The start is a blend, level by level: where a level has amplitude a, it replaces the share a of the content.
 

@@ -30,8 +30,10 @@ GIB = 2**30
 
 _RUNTIME_BYTES = {"cpu": 0.84 * GIB, "mps": 0.84 * GIB, "cuda": 0.4 * GIB}
 """PyTorch itself, its libraries, and the compiled convolutions."""
-_FREED_BYTES = {"cpu": 0.37 * GIB, "mps": 0.37 * GIB, "cuda": 0.0}
+_FREED_BYTES = {"cpu": 0.2 * GIB, "mps": 0.2 * GIB, "cuda": 0.0}
 """What the allocator keeps of bands that were freed; GPU memory is given back."""
+_WEIGHT_COPIES = 5.5
+"""The weights, flipped ones for the way back, and what the compiled convolutions make of both, for several sizes."""
 _BAND_BYTES = {"cpu": 8 * 2**20, "mps": 256 * 2**20, "cuda": 1024 * 2**20}
 """Size of one activation of a band: on a CPU small enough for the caches, on a GPU large enough to fill it."""
 _BAND_ROWS = 16
@@ -190,7 +192,7 @@ class _Case:
         inputs = copies * 12 * sum(_pixels(size) for size in (self.content, *self.styles))
         sizes = [self.size(level) for level in self.levels]
         targets = sum(self.model.targets(size) + self.model.guides(size, self.regions) for size in sizes)
-        parameters = self.model.parameters * 2 * self.model.item
+        parameters = self.model.parameters * _WEIGHT_COPIES * self.model.item
         runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
         held = _HELD_VECTORS + (_GUIDED_VECTORS if self.regions else 0)
         return runtime + parameters + inputs + held * vector + optimizer + targets

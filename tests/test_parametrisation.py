@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from core.config import OptimizerSettings
-from core.parametrisation import Clamped, Parametrisation, Sigmoid, Unbounded, parametrise
+from core.parametrisation import Clamped, Parametrisation, Sigmoid, Unbounded, packed, parametrise, unpacked
 from tests import miniatures, reference
 
 SIZES = [(16, 16), (17, 31), (30, 9), (1, 8)]
@@ -133,3 +133,24 @@ def test_settings_choose_the_rule(settings: OptimizerSettings, kind: type) -> No
 def test_without_weighting_the_variable_is_the_logit() -> None:
     rule = parametrise(OptimizerSettings(preconditioning=0), torch.full((1, 3, 4, 4), 0.5))
     assert float(rule.picture(torch.full((1, 3, 4, 4), math.log(3)))[0, 0, 0, 0]) == pytest.approx(0.75)
+
+
+def test_a_packed_picture_is_the_picture_to_16_bit_and_the_same_when_packed_again() -> None:
+    picture = torch.linspace(0, 1, 3 * 40 * 50).view(1, 3, 40, 50)
+    kept = packed(picture)
+    assert kept.dtype == torch.int16
+    assert (unpacked(kept) - picture).abs().max() <= 0.5001 / 65535
+    assert unpacked(kept).min() == 0 and unpacked(kept).max() == 1
+    assert torch.equal(packed(unpacked(kept)), kept)
+    assert unpacked(picture) is picture
+
+
+@pytest.mark.parametrize("rule", ["none", "clamp", "sigmoid"])
+def test_a_packed_start_makes_the_same_rule(rule: str) -> None:
+    kept = packed(miniatures.picture(17, 31).float())
+    settings = OptimizerSettings.model_validate({"parametrisation": rule})
+    given, plain = parametrise(settings, kept), parametrise(settings, unpacked(kept))
+    assert given.start().dtype == torch.float32
+    assert torch.equal(given.start(), plain.start())
+    variable = plain.start() + 0.1 * normal(17, 31, seed=1).float()
+    assert torch.equal(given.picture(variable), plain.picture(variable))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import config, planning, weights
-from core.errors import MemoryLimitError
+from core.errors import MemoryLimitError, WeightsError
 from core.planning import GIB
 from core.pyramid import level_size
 from core.weights import Weights
@@ -50,6 +50,19 @@ def test_the_refusal_names_the_largest_level_that_fits_and_what_would_do(compact
         planned(compact, max_memory=2.0, levels=fits + 1)
     enough = float(words.rpartition("or allow ")[2].split()[0])
     planned(compact, max_memory=enough, levels=5)
+
+
+def test_a_style_larger_than_the_picture_counts_and_is_taken_in_bands_where_memory_is_short(compact: Weights) -> None:
+    chosen = config.load(changes={"network": "compact", "levels": 1, "max_memory": 100})
+    usual, long = ([(1000, 1500)], [(1000, 12000)])
+    roomy = [planning.plan(chosen, CONTENT, styles, CPU, compact) for styles in (usual, long)]
+    assert roomy[0].tilings == roomy[1].tilings
+    given = 12 * 1000 * (12000 - 1500)
+    assert roomy[1].memory_bytes > roomy[0].memory_bytes + given
+    tight = chosen.model_copy(update={"max_memory": (roomy[0].memory_bytes + given) / GIB})
+    found = planning.plan(tight, CONTENT, long, CPU, compact)
+    assert found.memory_bytes <= roomy[0].memory_bytes + given
+    assert not all(block.keep for block in found.tilings[1])
 
 
 def test_less_memory_means_bands_then_a_shorter_history_in_16_bit(compact: Weights) -> None:
@@ -109,10 +122,15 @@ def test_the_run_that_is_nearest_in_size_tells_the_speed(tmp_path: Path, monkeyp
     assert [planning.measured_speed("compact", one, CPU) for one in at] == [1e12, 1e12, 4e12, 4e12]
     planning.remember_speed("compact", at[0], CPU, operations=2e12, seconds=1.0)
     assert planning.measured_speed("compact", at[1], CPU) == 2e12
+    planning.remember_speed("compact", at[2], CPU, operations=3e12, seconds=1.0)
+    assert planning.measured_speed("compact", at[1], CPU) == 3e12, "of two as near, the larger"
     assert planning.measured_speed("vgg19", at[0], CPU) is None
 
 
-@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"KEY": 2e12}', '{"KEY": {}}', '{"KEY": {"1": "x"}}'])
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "[]", "{", '{"KEY": 2e12}', '{"KEY": {}}', '{"KEY": {"1": "x"}}', '{"KEY": {"1": 0}}', '{"KEY": {"1": NaN}}'],
+)
 def test_a_damaged_record_of_speeds_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str) -> None:
     monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
     chosen = config.load(changes={"network": "compact", "levels": 1})
@@ -122,6 +140,17 @@ def test_a_damaged_record_of_speeds_is_none(tmp_path: Path, monkeypatch: pytest.
     assert planning.measured_speed("compact", chosen, CPU) is None
     planning.remember_speed("compact", chosen, CPU, operations=6e12, seconds=3.0)
     assert planning.measured_speed("compact", chosen, CPU) == 2e12
+
+
+def test_weights_may_come_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(weights.CACHE_VARIABLE, str(tmp_path))
+    chosen = config.load(changes={"network": "vgg19-oxford", "levels": 1})
+    with pytest.raises(WeightsError):
+        planning.estimate(chosen, CONTENT, STYLES, "cpu")
+    file = miniatures.save(miniatures.vgg(), tmp_path)
+    network = weights.load("vgg19-oxford", file)
+    found = planning.estimate(chosen, CONTENT, STYLES, "cpu", weights_file=file)
+    assert found.memory_bytes == planning.plan(chosen, CONTENT, STYLES, CPU, network).memory_bytes
 
 
 def test_time_is_foretold_from_the_last_run(compact: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
