@@ -99,7 +99,7 @@ def vgg_19(device: str = "meta") -> Weights:
 # ── Jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-ITERATIONS = {"iterations": 40, "coarse_iterations": 50}
+ITERATIONS = {"iterations": 40, "coarse_iterations": 50, "tolerance": 0.0}
 """Of the last stage and of every other: about where the default tolerance ends them."""
 
 

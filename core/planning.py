@@ -48,6 +48,9 @@ _PASSING_VECTORS = 3
 """Besides, when the optimiser remembers a step: the new gradient, the step and the change."""
 _SHARE_OF_MACHINE = 0.6
 """Without a limit of the user's, a run plans to use this share of the device's memory at most."""
+_SECOND_SHARE, _LATER_SHARE, _LAST_SHARE = 0.85, 0.7, 0.45
+"""Of the default iterations, how many a stage takes until it has settled: the last of two, one between others, and the
+last of more (fitted to `benchmarks.duration`)."""
 _WHOLE = 1 << 30
 _SPEEDS = TypeAdapter(dict[str, dict[int, Annotated[float, Field(gt=0, allow_inf_nan=False)]]])
 
@@ -274,12 +277,25 @@ class _Case:
         return None
 
     def operations(self, chosen: Plan) -> float:
-        """Arithmetic of a whole run: the evaluations of every stage, each of all its levels."""
+        """Arithmetic of a whole run: the evaluations to expect of every stage, each of all its levels."""
         per_level = {level: self.model.operations(self.size(level), chosen.tilings[level]) for level in self.levels}
-        iterations = self.settings.stage_iterations()
+        iterations = _expected_iterations(self.settings)
         finest = range(self.settings.levels + 1 - len(iterations), self.settings.levels + 1)
         per_stage = [sum(cost for level, cost in per_level.items() if level <= last) for last in finest]
         return sum(count * cost for count, cost in zip(iterations, per_stage, strict=True))
+
+
+def _expected_iterations(settings: Settings) -> list[float]:
+    """Of every stage: those that were asked for or, where a stage ends when its loss has settled, as a rule fewer.
+
+    A picture of level 0 takes all of them; what comes after it begins with a picture that is nearly there.
+    """
+    asked = settings.stage_iterations()
+    shares = [1.0] * len(asked)
+    if settings.optimizer.tolerance and len(asked) > 1:
+        shares[1:] = [_LATER_SHARE] * (len(asked) - 1)
+        shares[-1] = _SECOND_SHARE if len(asked) == 2 else _LAST_SHARE
+    return [share * count for share, count in zip(shares, asked, strict=True)]
 
 
 def _case(

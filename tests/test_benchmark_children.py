@@ -10,6 +10,9 @@ import pytest
 from benchmarks import child, duration, memory
 
 
+MODULE = "tests.test_benchmark_children"
+
+
 @dataclass(frozen=True)
 class Case:
     """What this module is asked to do when it is run as a process: hold some memory, or fail."""
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def test_a_case_answers_and_its_peak_is_its_own() -> None:
-    (small, least), (large, most) = (child.run(__name__, Case(held), ["--other"]) for held in (1, 200 * 2**20))
+    (small, least), (large, most) = (child.run(MODULE, Case(held), ["--other"]) for held in (1, 200 * 2**20))
     assert small == {"held": 1, "others": ["--other"]}
     assert large["held"] == 200 * 2**20
     assert most - least == pytest.approx(200 * 2**20, rel=0.1)
@@ -35,7 +38,7 @@ def test_a_case_answers_and_its_peak_is_its_own() -> None:
 
 def test_a_case_that_fails_ends_the_benchmark() -> None:
     with pytest.raises(SystemExit, match="ended with 3"):
-        child.run(__name__, Case(1, fails=True))
+        child.run(MODULE, Case(1, fails=True))
 
 
 def test_errors_are_shares_of_what_was_taken() -> None:

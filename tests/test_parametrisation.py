@@ -139,7 +139,7 @@ def test_a_packed_picture_is_the_picture_to_16_bit_and_the_same_when_packed_agai
     picture = torch.linspace(0, 1, 3 * 40 * 50).view(1, 3, 40, 50)
     kept = packed(picture)
     assert kept.dtype == torch.int16
-    assert (unpacked(kept) - picture).abs().max() <= 0.5001 / 65535
+    assert (unpacked(kept) - picture).abs().max() <= 0.51 / 65535  # half a step, and what float32 rounds
     assert unpacked(kept).min() == 0 and unpacked(kept).max() == 1
     assert torch.equal(packed(unpacked(kept)), kept)
     assert unpacked(picture) is picture

@@ -100,7 +100,7 @@ def test_memory_grows_with_the_level_the_history_and_the_styles(compact: Weights
 def test_operations_by_hand(tmp_path: Path) -> None:
     """Two stages of a network with 4, 4, 6 channels: convolutions forward and back, four products of Gram matrices."""
     network = weights.load("vgg19-oxford", miniatures.save(miniatures.vgg(3), tmp_path))
-    optimizer = {"coarse_iterations": 5, "iterations": 3}
+    optimizer = {"coarse_iterations": 5, "iterations": 3, "tolerance": 0.0}
     chosen = config.load(changes={"network": "vgg19-oxford", "levels": 1, "optimizer": optimizer})
     plan = planning.plan(chosen, (40, 60), [(40, 60)], CPU, network)
 
@@ -111,6 +111,19 @@ def test_operations_by_hand(tmp_path: Path) -> None:
         return convolutions + 8 * (4 * 4 * height * width + 6 * 6 * quarter)
 
     assert planning.operations(chosen, (40, 60), CPU, network, plan) == (5 + 3) * level(0) + 3 * level(1)
+
+
+def test_stages_that_end_when_they_have_settled_are_expected_to_be_shorter(compact: Weights) -> None:
+    def operations(levels: int, tolerance: float) -> float:
+        optimizer = {"coarse_iterations": 50, "iterations": 50, "tolerance": tolerance}
+        chosen = config.load(changes={"network": "compact", "levels": levels, "optimizer": optimizer})
+        plan = planning.plan(chosen, CONTENT, STYLES, CPU, compact)
+        return planning.operations(chosen, CONTENT, CPU, compact, plan)
+
+    assert operations(0, 0.03) == operations(0, 0.0), "the first stage takes all of them"
+    shares = [operations(levels, 0.03) / operations(levels, 0.0) for levels in (1, 2, 3)]
+    assert 0.8 < shares[0] < 0.95
+    assert 0.45 < shares[2] < shares[1] < 0.6
 
 
 def test_the_run_that_is_nearest_in_size_tells_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
