@@ -6,7 +6,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from core import devices
 
@@ -16,8 +19,8 @@ if TYPE_CHECKING:
 
 def run(
     module: str, case: "DataclassInstance", arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
-) -> tuple[dict[str, Any], int]:
-    """What `python -m module --one CASE` answers with as JSON, and its peak of memory in bytes.
+) -> dict[str, Any]:
+    """What `python -m module --one CASE` answers with as JSON.
 
     Args:
         module: With a `main` that understands `--one`.
@@ -29,13 +32,20 @@ def run(
         SystemExit: It failed; what it had to say stands on stderr.
     """
     command = [sys.executable, "-m", module, "--one", json.dumps(asdict(case)), *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {})
-    ) as child:
-        assert child.stdout is not None
-        answer = child.stdout.read()
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"{case}: ended with {child.returncode}")
-    return json.loads(answer), devices.peak_of(used)
+    variables = os.environ | dict(environment or {})
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=variables, check=False)
+    if ended.returncode:
+        raise SystemExit(f"{case}: ended with {ended.returncode}")
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
+
+
+def own_peak_bytes() -> int:
+    """The most memory that this process held, without what its parent held when it was started.
+
+    Linux counts that in what `getrusage` tells; the status file there begins with the program.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return devices.peak_memory_bytes(torch.device("cpu"))
+    return int(status.read_text(encoding="ascii", errors="replace").partition("VmHWM:")[2].split()[0]) * 1024

@@ -91,7 +91,7 @@ def run_here(case: Case, file: Path | None) -> dict[str, Any]:
 def measure(case: Case, file: Path | None, cache: Path) -> Taken:
     """Runs a case in a process of its own, whose record of speeds lies in `cache`."""
     arguments = ["--weights", str(file)] if file else []
-    answer, _ = child.run("benchmarks.duration", case, arguments, {CACHE_VARIABLE: str(cache)})
+    answer = child.run("benchmarks.duration", case, arguments, {CACHE_VARIABLE: str(cache)})
     return Taken(case, **answer)
 
 

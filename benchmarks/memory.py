@@ -1,6 +1,6 @@
 """Memory and time against the size of the picture: `python -m benchmarks.memory`.
 
-Every case is a process of its own, whose peak the operating system tells at its end: a few iterations at one L, with or
+Every case is a process of its own, whose peak the operating system tells: a few iterations at one L, with or
 without a limit, next to what was foretold. Also from there: time per evaluation and pixel from level to level, and what
 a limit costs. Writes `benchmarks/results/memory.json`.
 """
@@ -83,12 +83,15 @@ CASES = (
 
 
 def run_here(case: Case, content: str, style: str, file: Path | None) -> dict[str, Any]:
-    """Runs a case in this process, all its levels from the start, and tells all but the peak."""
+    """Runs a case in this process, all its levels from the start, and tells what became of it."""
     process.prepare()
     transfer = _transfer(case, content, style, file)
     finished = [step.seconds for step in transfer.steps()]
     laps = [after - before for before, after in itertools.pairwise(finished)]
-    return _planned(transfer) | {"seconds": statistics.median(laps)}
+    return _planned(transfer) | {
+        "seconds": statistics.median(laps),
+        "peak": child.own_peak_bytes(),
+    }
 
 
 def _transfer(case: Case, content: str, style: str, file: Path | None) -> Transfer:
@@ -119,8 +122,8 @@ def measure(case: Case, options: argparse.Namespace, file: Path | None) -> Measu
     """Runs a case in a process of its own."""
     arguments = ["--content", options.content, "--style", options.style]
     arguments += ["--weights", str(file)] if file else []
-    answer, peak = child.run("benchmarks.memory", case, arguments)
-    return Measured(case, peak=peak, **answer)
+    answer = child.run("benchmarks.memory", case, arguments)
+    return Measured(case, **answer)
 
 
 def known(case: Case, options: argparse.Namespace, file: Path | None) -> Measured | None:

@@ -62,12 +62,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: on CUDA the device's allocations, else the whole process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    return peak_of(resource.getrusage(resource.RUSAGE_SELF))
-
-
-def peak_of(usage: resource.struct_rusage) -> int:
-    """Bytes of the peak in what the operating system tells of a process."""
-    return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def free_memory_bytes(device: torch.device) -> int:

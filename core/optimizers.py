@@ -139,12 +139,14 @@ class _Lbfgs:
             self.iteration, self.evaluations = (int(count) for count in counts)
             self._recent = deque(state["recent"].tolist(), maxlen=_REFERENCE_LOSSES)
             self._memory.restore(state)
+        self._counted = self.evaluations
 
     def iterate(self) -> Iterate:
         return Iterate(self.point, self.loss, self.gradient, self.iteration, self.evaluations, self._state)
 
     def _state(self) -> State:
-        numbers = torch.tensor([self.loss, self.iteration, self.evaluations], dtype=torch.float64)
+        # Trials since then are made again by a run that goes on from here, and must not count twice.
+        numbers = torch.tensor([self.loss, self.iteration, self._counted], dtype=torch.float64)
         recent = torch.tensor(list(self._recent), dtype=torch.float64)
         own = {"point": self.point, "gradient": self.gradient, "numbers": numbers, "recent": recent}
         return own | self._memory.state()
@@ -153,6 +155,7 @@ class _Lbfgs:
         """Begins with another objective at the same point; curvature of the old one would mislead (measured)."""
         self.loss, self.gradient = self._evaluate(self.point)
         self.evaluations += 1
+        self._counted = self.evaluations
         self._recent = deque([self.loss], maxlen=_REFERENCE_LOSSES)
         self._memory.clear()
 
@@ -164,6 +167,7 @@ class _Lbfgs:
             if self._accepted:
                 return
             self._memory.clear()
+            self._counted = self.evaluations
         steepest = -self.gradient
         target = torch.add(self.point, steepest, alpha=self._step_length(self.point, steepest))
         del steepest  # a large picture's vectors are large
@@ -189,6 +193,7 @@ class _Lbfgs:
         self._memory.remember(point - self.point, gradient - self.gradient)
         self.point, self.loss, self.gradient = point, loss, gradient
         self.iteration += 1
+        self._counted = self.evaluations
         self._recent.append(loss)
         return True
 

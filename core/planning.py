@@ -28,8 +28,10 @@ from core.tiles import BlockTiling, Tiling
 
 GIB = 2**30
 
-_RUNTIME_BYTES = {"cpu": 0.84 * GIB, "mps": 0.84 * GIB, "cuda": 0.4 * GIB}
+_RUNTIME_BYTES = {"cpu": 0.81 * GIB, "mps": 0.81 * GIB, "cuda": 0.4 * GIB}
 """PyTorch itself, its libraries, and the compiled convolutions."""
+_LEVEL_BYTES = {"cpu": 0.03 * GIB, "mps": 0.03 * GIB, "cuda": 0.0}
+"""What every further level adds: convolutions are compiled for each size."""
 _FREED_BYTES = {"cpu": 0.2 * GIB, "mps": 0.2 * GIB, "cuda": 0.0}
 """What the allocator keeps of bands that were freed; GPU memory is given back."""
 _WEIGHT_COPIES = 5.5
@@ -196,7 +198,8 @@ class _Case:
         sizes = [self.size(level) for level in self.levels]
         targets = sum(self.model.targets(size) + self.model.guides(size, self.regions) for size in sizes)
         parameters = self.model.parameters * _WEIGHT_COPIES * self.model.item
-        runtime = _RUNTIME_BYTES.get(self.device.type, GIB)
+        kind = self.device.type
+        runtime = _RUNTIME_BYTES.get(kind, GIB) + (len(self.levels) - 1) * _LEVEL_BYTES.get(kind, 0.0)
         held = _HELD_VECTORS + (_GUIDED_VECTORS if self.regions else 0)
         return runtime + parameters + inputs + held * vector + optimizer + targets
 

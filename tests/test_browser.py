@@ -341,7 +341,7 @@ async def test_a_picture_is_steered_while_it_is_painted(visit: Visit) -> None:
     page = await visit.open(job["page"])
     steer = page.get_by_role("button", name="Go on like this")
     await expect(steer).to_be_disabled()
-    await expect(page.locator("[data-slot=steps]")).to_contain_text("iteration")
+    await expect(page.locator("[data-slot=steps]")).to_contain_text("iteration", timeout=30_000)
     await page.get_by_role("slider", name="Content", exact=True).focus()
     for _ in range(4):
         await page.keyboard.press("ArrowRight")

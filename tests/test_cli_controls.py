@@ -67,7 +67,7 @@ def asked(*options: object, styles: int = 2) -> Asked:
         (["--style-weight", 3, "--style-scale", 1, "--style-scale", 2], lambda s: s.style(0).weight, 3),
         (["--colour", "matched"], lambda s: s.colour, "matched"),
         (["--color", "palette"], lambda s: s.colour, "palette"),
-        (["--content-strength", 10], lambda s: s.loss.content_weight, 1.0),
+        (["--content-strength", 10], lambda s: s.loss.content_weight, 0.5),
         (["--noise-strength", 0], lambda s: s.noise.strength, 0),
         (["--noise-strength", 5], lambda s: s, config.load("final")),
         (["--sweep", "seed=1,2"], lambda s: s.levels, 0),

@@ -207,7 +207,7 @@ def test_a_second_run_of_the_same_transfer_begins_with_the_first_weights(small: 
     assert not torch.equal(last.picture(), first[-1].picture())
 
 
-@pytest.mark.parametrize("at", [3, 5, 6, 8, 10])
+@pytest.mark.parametrize("at", [2, 3, 5, 6, 7, 8, 10, 13])
 def test_a_resumed_run_is_the_steered_one(small: Path, at: int) -> None:
     """Whether it stopped before the change, which is then made again, or after it."""
     run = transfer(small)
