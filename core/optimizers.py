@@ -101,6 +101,7 @@ def lbfgs(
     run = _Lbfgs(evaluate, start, step_length, memory, state)
     del start, state  # a large picture's vectors are large
     yield run.iterate()
+    run.forget_trials()
     while True:
         if changed(run.iteration, run.evaluations):
             run.evaluate_again()
@@ -136,20 +137,23 @@ class _Lbfgs:
         else:
             self.point, self.gradient = state["point"].to(start), state["gradient"].to(start)
             self.loss, *counts = state["numbers"].tolist()
-            self.iteration, self.evaluations = (int(count) for count in counts)
+            self.iteration, self.evaluations, counted = (int(count) for count in counts)
             self._recent = deque(state["recent"].tolist(), maxlen=_REFERENCE_LOSSES)
             self._memory.restore(state)
-        self._counted = self.evaluations
+        self._counted = self.evaluations if state is None else counted
 
     def iterate(self) -> Iterate:
         return Iterate(self.point, self.loss, self.gradient, self.iteration, self.evaluations, self._state)
 
     def _state(self) -> State:
-        # Trials since then are made again by a run that goes on from here, and must not count twice.
-        numbers = torch.tensor([self.loss, self.iteration, self._counted], dtype=torch.float64)
+        numbers = torch.tensor([self.loss, self.iteration, self.evaluations, self._counted], dtype=torch.float64)
         recent = torch.tensor(list(self._recent), dtype=torch.float64)
         own = {"point": self.point, "gradient": self.gradient, "numbers": numbers, "recent": recent}
         return own | self._memory.state()
+
+    def forget_trials(self) -> None:
+        """Trials that were rejected before a run was resumed are made again, and must not count twice."""
+        self.evaluations = self._counted
 
     def evaluate_again(self) -> None:
         """Begins with another objective at the same point; curvature of the old one would mislead (measured)."""
